@@ -1,0 +1,1 @@
+"""What runs machines. Interface: ``base``; first driver: QEMU."""

@@ -1,0 +1,137 @@
+"""The contract of hypervisors.
+
+In: a machine's specification and its disks. Out: running machines. May import: model, errors, storage's interface.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Protocol
+
+from cloison.drivers.storage.base import Chain
+
+
+class Accelerator(Enum):
+    KVM = "kvm"
+    EMULATION = "tcg"
+
+
+class StopReason(Enum):
+    """Why a machine is no longer there."""
+
+    GUEST_POWEROFF = "guest powered off"
+    KILLED = "killed"
+    PANICKED = "guest kernel panicked"
+    CRASHED = "hypervisor process ended unexpectedly"
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A disk at a fixed place: ``slot`` is root, private or volatile (its virtio serial and its PCI address follow)."""
+
+    slot: str
+    chain: Chain
+
+
+@dataclass(frozen=True)
+class MachineSpec:
+    """Everything that shapes a machine, its disks' contents aside; equal specs may be forked from one fork point."""
+
+    memory_mib: int
+    vcpus: int
+    kernel: Path | None
+    """None: the guest boots from its own disk (imported systems)."""
+    initrd: Path | None
+    kernel_options: str
+    has_agent: bool = True
+    debug: bool = False
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """A fork point's files: guest memory and device state, made under ``machine_key``."""
+
+    memory: Path
+    device_state: Path
+    machine_key: str
+
+
+class Machine(Protocol):
+    """One running machine. It outlives the daemon; ``record`` finds it again."""
+
+    @property
+    def record(self) -> Mapping[str, str | int]:
+        """Plain values that ``Hypervisor.adopt`` needs later (pid, its start time, socket paths...)."""
+        ...
+
+    @property
+    def agent_socket(self) -> Path:
+        """Unix socket that QEMU serves; one connection at a time; speaks the wire protocol with the guest's agent."""
+        ...
+
+    @property
+    def console_socket(self) -> Path:
+        """Unix socket with the serial console (a bounded log of it is kept at ``console_log``)."""
+        ...
+
+    @property
+    def console_log(self) -> Path: ...
+
+    async def wait_stopped(self) -> StopReason:
+        """Returns once the process is gone. May be awaited by several tasks."""
+        ...
+
+    async def pause(self) -> None: ...
+    async def resume(self) -> None: ...
+    async def powerdown(self) -> None:
+        """Press the power button (ACPI); the agent's own shutdown is preferred."""
+        ...
+
+    async def kill(self) -> None:
+        """End the machine now; returns when it is gone. Idempotent."""
+        ...
+
+    async def set_memory(self, mib: int) -> None:
+        """Balloon target."""
+        ...
+
+    async def memory_kib(self) -> int:
+        """Resident (proportional) memory of the machine's process."""
+        ...
+
+    async def freeze(self, directory: Path) -> Frozen:
+        """Stop the guest, write device state into ``directory`` (memory is there already), end the process."""
+        ...
+
+
+class Hypervisor(Protocol):
+    name: str
+
+    async def accelerator(self) -> Accelerator:
+        """Found out once by running a few real guest instructions, then remembered."""
+        ...
+
+    async def machine_key(self, spec: MachineSpec) -> str:
+        """Digest of all that must be equal between a frozen machine and its forks: spec, device model, accelerator,
+        CPU model, hypervisor version, kernel and initrd contents."""
+        ...
+
+    async def boot(self, spec: MachineSpec, disks: tuple[Disk, ...], directory: Path, *, name: str,
+                   memory_file: Path | None = None) -> Machine:  # fmt: skip
+        """Start cold. ``directory`` (made by the caller, private) receives sockets and logs.
+
+        ``memory_file``: guest memory is this file, shared, so that the machine can be frozen later.
+        """
+        ...
+
+    async def fork(self, spec: MachineSpec, disks: tuple[Disk, ...], frozen: Frozen, directory: Path, *,
+                   name: str) -> Machine:  # fmt: skip
+        """Start from a frozen state; memory is mapped private. The guest runs when this returns."""
+        ...
+
+    async def adopt(self, record: Mapping[str, str | int]) -> Machine | None:
+        """The machine of an earlier daemon, or None if it is gone (a recycled pid is noticed)."""
+        ...

@@ -1,0 +1,1 @@
+"""Where volumes live. Interface: ``base``; first driver: qcow2 files."""
