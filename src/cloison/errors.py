@@ -83,3 +83,73 @@ class NotEnoughMemory(NotNow):
 
 class DiskFull(BackendFailed):
     wire_name = "QubesException"
+
+
+class ProtocolError(BadRequest):
+    """A request that no right client makes: an argument too many, a payload missing, an unknown method."""
+
+    wire_name = "ProtocolError"
+
+
+class BadPropertyValue(BadRequest):
+    wire_name = "QubesPropertyValueError"
+
+
+class NoSuchProperty(BadRequest):
+    wire_name = "QubesNoSuchPropertyError"
+
+
+class FeatureNotFound(BadRequest):
+    wire_name = "QubesFeatureNotFoundError"
+
+
+class TagNotFound(BadRequest):
+    wire_name = "QubesTagNotFoundError"
+
+
+class InvalidTag(BadRequest):
+    wire_name = "QubesInvalidTagError"
+
+
+class LabelNotFound(BadRequest):
+    wire_name = "QubesLabelNotFoundError"
+
+
+class InvalidLabel(BadRequest):
+    wire_name = "QubesInvalidLabelError"
+
+
+class LabelInUse(NotNow):
+    wire_name = "QubesLabelInUseError"
+
+
+class QubeExists(BadRequest):
+    wire_name = "QubesVMAlreadyExistsError"
+
+
+class StorageNotFound(BadRequest):
+    """No such pool, driver, volume or revision."""
+
+    wire_name = "StoragePoolException"
+
+
+class PoolInUse(NotNow):
+    wire_name = "QubesPoolInUseError"
+
+
+class DeviceNotFound(BadRequest):
+    wire_name = "UnrecognizedDevice"
+
+
+class DeviceNotAssigned(BadRequest):
+    wire_name = "DeviceNotAssigned"
+
+
+class DeviceAlreadyAssigned(NotNow):
+    wire_name = "DeviceAlreadyAssigned"
+
+
+class StateDamaged(BackendFailed):
+    """The database cannot be trusted; nothing was changed in it."""
+
+    wire_name = "QubesException"

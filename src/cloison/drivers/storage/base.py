@@ -7,20 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import Enum
 from pathlib import Path
 from typing import Protocol
 
-
-class VolumeKind(Enum):
-    """What becomes of a volume's data at a stop."""
-
-    KEPT = "kept"
-    """Saved at stop (template root, private)."""
-    SNAPSHOT = "snapshot"
-    """Starts as a copy of its source each time; changes are thrown away (an app qube's root)."""
-    VOLATILE = "volatile"
-    """Starts empty each time; thrown away."""
+from cloison.model.volumes import VolumeKind as VolumeKind
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Where the system's records live. Interface: ``base``; driver: SQLite."""

@@ -1,0 +1,381 @@
+"""What happened, as classes in the past tense, and the bus that tells it.
+
+In: events from the verbs. Out: subscriptions. May import: model. Events inform, they never ask permission; a
+``...Requested`` event says that a change was asked for and is about to be tried. The strings of the Admin API are made
+from these at its edge.
+
+Telling never waits: each subscription has a bounded queue, and one that does not keep up is dropped with a reason.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cloison.model.names import QubeName
+from cloison.model.values import Value
+
+
+@dataclass(frozen=True)
+class Event:
+    """Root of all events."""
+
+
+@dataclass(frozen=True)
+class QubeEvent(Event):
+    qube: QubeName
+
+
+# -- the set of qubes and pools ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class QubeAdded(QubeEvent):
+    pass
+
+
+@dataclass(frozen=True)
+class QubeFilesCreated(QubeEvent):
+    pass
+
+
+@dataclass(frozen=True)
+class QubeRemovalRequested(QubeEvent):
+    pass
+
+
+@dataclass(frozen=True)
+class QubeFilesRemoved(QubeEvent):
+    pass
+
+
+@dataclass(frozen=True)
+class QubeRemoved(QubeEvent):
+    pass
+
+
+@dataclass(frozen=True)
+class QubeRenamed(QubeEvent):
+    """``qube`` is the new name."""
+
+    old_name: QubeName
+
+
+@dataclass(frozen=True)
+class PoolAdded(Event):
+    pool: str
+
+
+@dataclass(frozen=True)
+class PoolRemovalRequested(Event):
+    pool: str
+
+
+@dataclass(frozen=True)
+class PoolRemoved(Event):
+    pool: str
+
+
+# -- settings; ``qube`` None is the whole system --------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PropertySetRequested(Event):
+    qube: QubeName | None
+    name: str
+    value: Value
+    old_value: Value
+
+
+@dataclass(frozen=True)
+class PropertySet(Event):
+    qube: QubeName | None
+    name: str
+    value: Value
+    old_value: Value
+
+
+@dataclass(frozen=True)
+class PropertyResetRequested(Event):
+    qube: QubeName | None
+    name: str
+    old_value: Value
+
+
+@dataclass(frozen=True)
+class PropertyReset(Event):
+    """Also for a default that changed because of something else; then ``is_consequence``."""
+
+    qube: QubeName | None
+    name: str
+    old_value: Value
+    is_consequence: bool = False
+
+
+@dataclass(frozen=True)
+class FeatureSetRequested(QubeEvent):
+    feature: str
+    value: str
+    old_value: str | None
+
+
+@dataclass(frozen=True)
+class FeatureSet(QubeEvent):
+    feature: str
+    value: str
+    old_value: str | None
+
+
+@dataclass(frozen=True)
+class FeatureRemovalRequested(QubeEvent):
+    feature: str
+
+
+@dataclass(frozen=True)
+class FeatureRemoved(QubeEvent):
+    feature: str
+
+
+@dataclass(frozen=True)
+class TagAdded(QubeEvent):
+    tag: str
+
+
+@dataclass(frozen=True)
+class TagRemoved(QubeEvent):
+    tag: str
+
+
+@dataclass(frozen=True)
+class FirewallChanged(QubeEvent):
+    pass
+
+
+# -- power ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class QubeStartRequested(QubeEvent):
+    start_id: str
+    memory_mib: int
+
+
+@dataclass(frozen=True)
+class QubeFilesVerified(QubeEvent):
+    """Its volumes were checked."""
+
+
+@dataclass(frozen=True)
+class QubeSpawnRequested(QubeEvent):
+    start_id: str
+
+
+@dataclass(frozen=True)
+class QubeSpawned(QubeEvent):
+    """The machine runs; the agent has not answered yet."""
+
+    start_id: str
+
+
+@dataclass(frozen=True)
+class QubeStarted(QubeEvent):
+    """The agent answered: programs may run."""
+
+    start_id: str
+
+
+@dataclass(frozen=True)
+class QubeStartFailed(QubeEvent):
+    reason: str
+
+
+@dataclass(frozen=True)
+class QubeShutdownRequested(QubeEvent):
+    force: bool
+
+
+@dataclass(frozen=True)
+class QubeShutdownFailed(QubeEvent):
+    reason: str
+
+
+@dataclass(frozen=True)
+class QubeStopped(QubeEvent):
+    """The machine is gone and its volumes are put away. ``reason`` in words, for people."""
+
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class QubePaused(QubeEvent):
+    pass
+
+
+@dataclass(frozen=True)
+class QubeUnpaused(QubeEvent):
+    pass
+
+
+@dataclass(frozen=True)
+class QubeResumed(QubeEvent):
+    """Woken from suspend."""
+
+
+@dataclass(frozen=True)
+class NetvmConnected(QubeEvent):
+    """``qube`` is the netvm."""
+
+    client: QubeName
+
+
+# -- volumes -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class VolumeImportBegun(QubeEvent):
+    volume: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class VolumeImportEnded(QubeEvent):
+    volume: str
+    success: bool
+
+
+@dataclass(frozen=True)
+class VolumeCloned(QubeEvent):
+    volume: str
+    source: str
+
+
+# -- devices -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DeviceEvent(QubeEvent):
+    devclass: str
+    device: str
+    """``BACKEND:PORT:DEVICE_ID``, or ``BACKEND:PORT`` where only the port matters."""
+
+
+@dataclass(frozen=True)
+class DeviceAssignmentRequested(DeviceEvent):
+    options: str = "{}"
+
+
+@dataclass(frozen=True)
+class DeviceAssigned(DeviceEvent):
+    options: str = "{}"
+
+
+@dataclass(frozen=True)
+class DeviceUnassigned(DeviceEvent):
+    pass
+
+
+@dataclass(frozen=True)
+class DeviceAssignmentChanged(DeviceEvent):
+    pass
+
+
+# -- ours ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TemplateCommitted(QubeEvent):
+    """A new root revision; running qubes based on it are outdated."""
+
+    revision: str
+
+
+@dataclass(frozen=True)
+class ForkPointMade(QubeEvent):
+    pass
+
+
+@dataclass(frozen=True)
+class ForkPointDropped(QubeEvent):
+    reason: str
+
+
+@dataclass(frozen=True)
+class SubscriptionDropped(Event):
+    """The last thing that a subscription delivers when it did not keep up."""
+
+    reason: str
+
+
+class Subscription:
+    """An asynchronous iterator over events since it was made; ends after ``close`` or ``SubscriptionDropped``."""
+
+    def __init__(self, limit: int, on_close: Callable[[Subscription], None]) -> None:
+        self._limit = limit
+        self._on_close = on_close
+        self._queue: deque[Event] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+        self._closed = False
+
+    def _push(self, event: Event) -> None:
+        if self._closed:
+            return
+        if len(self._queue) >= self._limit:
+            self._queue.clear()
+            event = SubscriptionDropped(f"more than {self._limit} events were waiting to be read")
+            self.close()
+        self._queue.append(event)
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def close(self) -> None:
+        """No more events; those already queued are still delivered. Idempotent."""
+        self._closed = True
+        self._on_close(self)
+        self._wake()
+
+    def __aiter__(self) -> Subscription:
+        return self
+
+    async def __anext__(self) -> Event:
+        while not self._queue:
+            if self._closed:
+                raise StopAsyncIteration
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        return self._queue.popleft()
+
+    def take_waiting(self) -> list[Event]:
+        """All that is queued now, without waiting."""
+        events = list(self._queue)
+        self._queue.clear()
+        return events
+
+
+class EventBus:
+    """Tells every subscription of every event, in order, without waiting for anybody. One thread only."""
+
+    DEFAULT_LIMIT = 4096
+    """Events that may wait for one listener: a clone makes some hundred, so this is minutes of a busy system."""
+
+    def __init__(self) -> None:
+        self._subscriptions: dict[Subscription, None] = {}
+
+    def emit(self, event: Event) -> None:
+        for subscription in tuple(self._subscriptions):
+            subscription._push(event)
+
+    def subscribe(self, limit: int = DEFAULT_LIMIT) -> Subscription:
+        subscription = Subscription(limit, lambda closed: self._subscriptions.pop(closed, None) and None)
+        self._subscriptions[subscription] = None
+        return subscription
+
+    def __len__(self) -> int:
+        return len(self._subscriptions)
