@@ -1,0 +1,7 @@
+"""``python -m cloison.daemon``."""
+
+import sys
+
+from cloison.daemon import main
+
+sys.exit(main())

@@ -1,0 +1,110 @@
+"""Kernels for direct boot, taken out of templates when they are built or committed.
+
+In: kernel and initrd files. Out: named pairs that machines boot. May import: errors.
+
+A kernel is a directory named ``VERSION-DIGEST``; it is immutable, so machines and fork points may rely on its name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from cloison.errors import BadRequest
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,79}", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    name: str
+    vmlinuz: Path
+    initrd: Path
+
+
+class Kernels:
+    """The kernels of one system (the pool that the Admin API calls ``linux-kernel``)."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def add(self, version: str, vmlinuz: Path, initrd: Path) -> Kernel:
+        """Keep copies of the two files (hard links where possible); the same pair is kept once."""
+        digest = hashlib.sha256()
+        for path in (vmlinuz, initrd):
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+        label = re.sub(r"[^A-Za-z0-9._+-]", "_", version)[:60].lstrip("._+-") or "kernel"
+        name = f"{label}-{digest.hexdigest()[:12]}"
+        final = self._directory / name
+        if not final.exists():
+            self._directory.mkdir(parents=True, exist_ok=True)
+            work = self._directory / f".{name}.{os.getpid()}"
+            shutil.rmtree(work, ignore_errors=True)
+            work.mkdir()
+            try:
+                _link_or_copy(vmlinuz, work / "vmlinuz")
+                _link_or_copy(initrd, work / "initrd")
+                with contextlib.suppress(FileExistsError):
+                    work.rename(final)
+            finally:
+                shutil.rmtree(work, ignore_errors=True)
+        return Kernel(name, final / "vmlinuz", final / "initrd")
+
+    def find(self, name: str) -> Kernel | None:
+        if not _NAME.fullmatch(name) or not (self._directory / name / "vmlinuz").is_file():
+            return None
+        return Kernel(name, self._directory / name / "vmlinuz", self._directory / name / "initrd")
+
+    def get(self, name: str) -> Kernel:
+        """The kernel, or BadRequest naming the ones there are."""
+        if (kernel := self.find(name)) is None:
+            raise BadRequest(
+                f"there is no kernel {name[:80]!a}", hint=f"there are: {', '.join(self.names()) or 'none'}"
+            )
+        return kernel
+
+    def assign(self, template: str, kernel: Kernel) -> None:
+        """From now on ``kernel`` is the template's own."""
+        directory = self._directory / ".of"
+        directory.mkdir(parents=True, exist_ok=True)
+        work = directory / f".{template}.{os.getpid()}"
+        work.write_text(kernel.name)
+        work.replace(directory / template)
+
+    def of_template(self, template: str) -> Kernel | None:
+        """The kernel that came with the template's image, if it had one."""
+        try:
+            return self.find((self._directory / ".of" / template).read_text())
+        except FileNotFoundError:
+            return None
+
+    def forget_template(self, template: str) -> None:
+        """The template is gone; its kernel goes too unless another template has the same one."""
+        (self._directory / ".of" / template).unlink(missing_ok=True)
+        used = {path.read_text() for path in (self._directory / ".of").glob("[!.]*")}
+        for name in self.names():
+            if name not in used:
+                self.remove(name)
+
+    def names(self) -> list[str]:
+        """All kernel names, sorted."""
+        if not self._directory.is_dir():
+            return []
+        return sorted(p.name for p in self._directory.iterdir() if _NAME.fullmatch(p.name))
+
+    def remove(self, name: str) -> None:
+        """Forget a kernel; no error if there is none. Running machines have read it already."""
+        if _NAME.fullmatch(name):
+            shutil.rmtree(self._directory / name, ignore_errors=True)
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

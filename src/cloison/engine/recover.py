@@ -1,0 +1,89 @@
+"""After a daemon ended in whatever way: find the running qubes again, put away the rest.
+
+In: run records of the last daemon. Out: live qubes, no rests. May import: model, errors, driver interfaces.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+from collections.abc import Iterable, Mapping
+
+from cloison.drivers.hypervisor.base import Machine
+from cloison.engine.events import QubeStopped
+from cloison.engine.runs import Phase, Run
+from cloison.engine.start import Ground, Live, end_volumes
+from cloison.engine.system import System
+from cloison.errors import CloisonError
+from cloison.model.names import QubeName
+from cloison.model.power import PowerState
+
+log = logging.getLogger(__name__)
+
+RECONNECT_TIMEOUT_S = 60.0
+"""Longest wait for the agent of a found qube to answer again; emulated guests may be busy."""
+
+
+async def recover(system: System, runs: Mapping[QubeName, Run], leftovers: Iterable[QubeName]) -> None:
+    """Take every recorded run back or end it; then remove ``leftovers`` (disposables that nobody will come back for).
+
+    Afterwards each qube of the old daemon is either live here or halted with its volumes closed.
+    """
+    await asyncio.gather(*(_recover_one(system, name, run) for name, run in runs.items()))
+    for name in leftovers:
+        if system.find_live(name) is None:
+            try:
+                await system.books.forget(name)
+                log.info("removed the disposable %s that an earlier daemon left", name)
+            except CloisonError as error:
+                log.error("the disposable %s could not be removed: %s", name, error)
+    _sweep_runtime(system)
+
+
+async def _recover_one(system: System, name: QubeName, run: Run) -> None:
+    ground = system.ground
+    machine = await ground.hypervisor.adopt(run.machine) if run.machine else None
+    if machine is not None and run.phase is Phase.RUNNING and not run.call_owned:
+        try:
+            system.seat(await _take_back(ground, system, name, run, machine), _state(run))
+        except CloisonError as error:
+            log.error("%s cannot be taken back (%s): ending it", name, error)
+        else:
+            log.info("%s was found running", name)
+            return
+    if machine is not None:
+        await machine.kill()
+    try:
+        await end_volumes(ground.pool, run.volumes)
+    except CloisonError as error:
+        log.error("a volume of %s is in trouble: %s", name, error)
+    ground.write_run(name, None)
+    log.warning("%s is not running any more; its run was put away", name)
+    system.books.say(QubeStopped(name, "its daemon ended"))
+
+
+def _state(run: Run) -> PowerState:
+    return PowerState.PAUSED if run.paused else PowerState.RUNNING
+
+
+async def _take_back(ground: Ground, system: System, name: QubeName, run: Run, machine: Machine) -> Live:
+    facts = system.books.facts(name)
+    live = Live(facts, run, machine, None, ground.layout.qube_runtime(facts.uuid))
+    if facts.has_agent and not run.paused:
+        try:
+            live.link = await ground.connector.connect(
+                name, machine.agent_socket, ready_timeout_s=RECONNECT_TIMEOUT_S, resync=True, wait_ready=False
+            )
+        except CloisonError as error:
+            log.warning("the agent of %s does not answer (%s); services in it are out of reach", name, error)
+    return live
+
+
+def _sweep_runtime(system: System) -> None:
+    """Remove runtime directories that belong to no live qube."""
+    root = system.ground.layout.qube_runtime("").parent
+    mine = {live.directory for name in system.running() if (live := system.find_live(name)) is not None}
+    for directory in root.iterdir() if root.is_dir() else ():
+        if directory not in mine:
+            shutil.rmtree(directory, ignore_errors=True)

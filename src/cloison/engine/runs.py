@@ -1,0 +1,60 @@
+"""What is written down about a qube while it runs, so that a later daemon finds it again.
+
+In: the state store's ``runs`` rows. Out: frozen records. May import: model, errors.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+from cloison.errors import BackendFailed
+
+
+class Phase(Enum):
+    """Where a run stands. A record exists from before the first side effect until after the last clean-up."""
+
+    STARTING = "starting"
+    RUNNING = "running"
+    STOPPING = "stopping"
+
+
+class StartMode(Enum):
+    FORK = "fork"
+    BOOT = "boot"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of one qube."""
+
+    phase: Phase
+    mode: StartMode
+    volumes: tuple[str, ...]
+    """vids opened for the run; each must be ended."""
+    started_at: float
+    root_revision: str
+    """Content identity of the template's root that this run started from (for "outdated")."""
+    forkpoint: str = ""
+    machine: Mapping[str, str | int] = field(default_factory=dict)
+    """The hypervisor's record; empty until the machine exists."""
+    call_owned: bool = False
+    """A disposable that belongs to one call: the call is lost with the daemon, so the disposable goes too."""
+    paused: bool = False
+
+    def to_json(self) -> str:
+        fields = dict(vars(self), phase=self.phase.value, mode=self.mode.value, machine=dict(self.machine))
+        return json.dumps(fields)
+
+    @classmethod
+    def from_json(cls, text: str) -> Run:
+        try:
+            fields = json.loads(text)
+            fields.update(
+                phase=Phase(fields["phase"]), mode=StartMode(fields["mode"]), volumes=tuple(fields["volumes"])
+            )
+            return cls(**fields)
+        except (ValueError, TypeError, KeyError) as error:
+            raise BackendFailed(f"a run record cannot be read: {error}") from error

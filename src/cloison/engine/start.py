@@ -1,0 +1,305 @@
+"""Starting a qube: a pure plan, then steps that all know their way back.
+
+In: facts about a qube. Out: a live qube, or the state as it was before. May import: model, errors, driver interfaces.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from cloison.drivers.hypervisor.base import Disk, Hypervisor, Machine, MachineSpec
+from cloison.drivers.storage.base import Chain, Pool
+from cloison.engine.agent import AgentConnector, AgentLink
+from cloison.engine.forkpoints import BOOT_TIMEOUT_S, ForkPoint, ForkPoints, ForkSource
+from cloison.engine.kernels import Kernel, Kernels
+from cloison.engine.runs import Phase, Run, StartMode
+from cloison.errors import BackendFailed, BadRequest, CloisonError, NotEnoughMemory, NotNow
+from cloison.layout import Layout
+from cloison.model.names import QubeName
+from cloison.model.volumes import KERNEL_OF_TEMPLATE
+
+log = logging.getLogger(__name__)
+
+FORKED_COST_MIB = 192
+"""Memory that must be available before a fork: what an idle forked guest really takes, emulator included (measured)."""
+BOOT_OVERHEAD_MIB = 96
+SLOTS = ("root", "private", "volatile")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """All that starting a qube needs to know of it; taken from the inventory once, at the border."""
+
+    name: QubeName
+    uuid: str
+    klass: str
+    volumes: Mapping[str, str]
+    """slot -> vid"""
+    kept_root: bool
+    """The root is this qube's own (templates, standalones): always booted, committed at the stop."""
+    root_owner: QubeName
+    """The template (or the qube itself) whose root content this qube starts from."""
+    root_source_vid: str
+    private_source_vid: str
+    """Whose content the private volume shows: its own vid, or that of a disposable's template."""
+    memory_mib: int
+    vcpus: int
+    kernel: str
+    kernel_options: str
+    start_mode: str
+    share_memory: bool
+    default_user: str
+    agent_timeout_s: float
+    shutdown_timeout_s: float
+    services: Mapping[str, bool] = field(default_factory=dict)
+    has_agent: bool = True
+    debug: bool = False
+    disposable: bool = False
+    auto_cleanup: bool = False
+    prohibited: str = ""
+    """Reason why starting is forbidden, or empty."""
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What the engine stands on; made once by the daemon."""
+
+    layout: Layout
+    pool: Pool
+    hypervisor: Hypervisor
+    connector: AgentConnector
+    forkpoints: ForkPoints
+    kernels: Kernels
+    write_run: Callable[[QubeName, Run | None], None]
+    """Store (None: forget) what is known of a run, durably, before it returns."""
+
+
+@dataclass
+class Live:
+    """A running qube as the engine holds it."""
+
+    facts: Facts
+    run: Run
+    machine: Machine
+    link: AgentLink | None
+    directory: Path
+
+
+def machine_spec(facts: Facts, kernels: Kernels) -> MachineSpec:
+    """The machine a qube wants; BadRequest if its kernel does not exist."""
+    kernel = _kernel(facts, kernels)
+    return MachineSpec(
+        memory_mib=facts.memory_mib,
+        vcpus=facts.vcpus,
+        kernel=kernel.vmlinuz if kernel else None,
+        initrd=kernel.initrd if kernel else None,
+        kernel_options=facts.kernel_options,
+        has_agent=facts.has_agent,
+        debug=facts.debug,
+        share_memory=facts.share_memory,
+    )
+
+
+def _kernel(facts: Facts, kernels: Kernels) -> Kernel | None:
+    if not facts.kernel:
+        return None
+    if facts.kernel != KERNEL_OF_TEMPLATE:
+        return kernels.get(facts.kernel)
+    if (kernel := kernels.of_template(facts.root_owner)) is None:
+        raise BackendFailed(
+            f"cannot start {facts.name}: no kernel is known of {facts.root_owner}",
+            hint=f"build the template again, or `cloison prefs {facts.name} kernel ''` to boot from its own disk",
+        )
+    return kernel
+
+
+def may_fork(facts: Facts) -> bool:
+    """Whether this qube can come out of a fork point at all."""
+    return facts.start_mode != "boot" and not facts.kept_root and bool(facts.kernel) and facts.has_agent
+
+
+def check_startable(facts: Facts) -> None:
+    """Refuse early, before anything is touched."""
+    if facts.prohibited:
+        raise NotNow(
+            f"cannot start {facts.name}: {facts.prohibited}",
+            hint=f"`cloison features {facts.name} --unset prohibit-start` allows it",
+        )
+    if facts.start_mode == "fork" and not may_fork(facts):
+        raise BadRequest(f"cannot start {facts.name}: start_mode is fork, but a {facts.klass} like this can only boot")
+
+
+def check_memory(facts: Facts, mode: StartMode, available_mib: int) -> None:
+    needed = FORKED_COST_MIB if mode is StartMode.FORK else facts.memory_mib + BOOT_OVERHEAD_MIB
+    if available_mib < needed:
+        raise NotEnoughMemory(
+            f"cannot start {facts.name}: {needed} MiB of memory are needed, {available_mib} MiB are available",
+            hint="shut down a qube, or lower its memory property",
+        )
+
+
+def available_memory_mib() -> int:
+    """MemAvailable of the host."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) >> 10
+    return 1 << 20
+
+
+def identity(facts: Facts, *, private_mounted: bool) -> dict[str, Any]:
+    """Who the guest is told to be (the agent's ``configure``)."""
+    return {
+        "name": facts.name,
+        "hostname": facts.name,
+        "uuid": facts.uuid,
+        "machine_id": os.urandom(16).hex() if facts.disposable else facts.uuid.replace("-", ""),
+        "clock_ns": time.time_ns(),
+        "entropy": base64.b64encode(os.urandom(64)).decode(),
+        "klass": facts.klass,
+        "default_user": facts.default_user,
+        "timezone": _host_timezone(),
+        "services": dict(facts.services),
+        "private": "vdb" if private_mounted else None,
+        "volatile": None,
+    }
+
+
+def _host_timezone() -> str:
+    try:
+        link = str(Path("/etc/localtime").readlink())
+    except OSError:
+        return "UTC"
+    return link.partition("zoneinfo/")[2] or "UTC"
+
+
+async def launch(ground: Ground, facts: Facts, *, call_owned: bool = False) -> Live:
+    """Start the qube; returns when its agent has been told who it is.
+
+    A fork that fails is retried as a boot (unless start_mode is fork) and its fork point dropped.
+    Any error or cancellation leaves no process, no open volume and no record.
+    """
+    check_startable(facts)
+    spec = machine_spec(facts, ground.kernels)
+    info = await ground.pool.info(facts.root_source_vid)
+    if may_fork(facts):
+        source = ForkSource(facts.root_owner, info.revision_id, await ground.pool.chain(facts.root_source_vid), spec)
+        point: ForkPoint | None = None
+        try:
+            point = await ground.forkpoints.make(source)
+            return await _attempt(ground, facts, spec, info.revision_id, (point, source.root), call_owned)
+        except NotEnoughMemory:
+            raise
+        except CloisonError as error:
+            if facts.start_mode == "fork":
+                raise
+            log.warning("%s could not be forked (%s): booting it instead", facts.name, error)
+            if point is not None:
+                ground.forkpoints.drop(point.key)
+    return await _attempt(ground, facts, spec, info.revision_id, None, call_owned)
+
+
+async def _attempt(
+    ground: Ground,
+    facts: Facts,
+    spec: MachineSpec,
+    revision: str,
+    fork: tuple[ForkPoint, Chain] | None,
+    call_owned: bool,
+) -> Live:
+    mode = StartMode.FORK if fork else StartMode.BOOT
+    check_memory(facts, mode, available_memory_mib())
+    run = Run(
+        Phase.STARTING, mode, tuple(facts.volumes.values()), time.time(), revision,
+        forkpoint=fork[0].key if fork else "", call_owned=call_owned,
+    )  # fmt: skip
+    directory = ground.layout.qube_runtime(facts.uuid)
+    async with AsyncExitStack() as undo:
+        ground.write_run(facts.name, run)
+        undo.callback(ground.write_run, facts.name, None)
+        undo.push_async_callback(end_volumes, ground.pool, run.volumes)
+        disks = await _open_volumes(ground.pool, facts, fork)
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True, mode=0o700)
+        undo.callback(shutil.rmtree, directory, ignore_errors=True)
+
+        if fork:
+            machine = await ground.hypervisor.fork(spec, disks, fork[0].frozen, directory, name=facts.name)
+            ground.forkpoints.touch(fork[0])
+        else:
+            machine = await ground.hypervisor.boot(spec, disks, directory, name=facts.name)
+        undo.push_async_callback(machine.kill)
+        run = replace(run, machine=dict(machine.record))
+        ground.write_run(facts.name, run)
+
+        link = await _introduce(ground, facts, machine, mode) if facts.has_agent else None
+        if link is not None:
+            undo.push_async_callback(link.close)
+        run = replace(run, phase=Phase.RUNNING)
+        ground.write_run(facts.name, run)
+        undo.pop_all()
+    return Live(facts, run, machine, link, directory)
+
+
+async def _open_volumes(pool: Pool, facts: Facts, fork: tuple[ForkPoint, Chain] | None) -> tuple[Disk, ...]:
+    disks = []
+    for slot in SLOTS:
+        if slot in facts.volumes:
+            base = (fork[0].root_layer, *fork[1]) if fork and slot == "root" else None
+            disks.append(Disk(slot, await pool.begin_run(facts.volumes[slot], base=base)))
+    return tuple(disks)
+
+
+async def end_volumes(pool: Pool, vids: tuple[str, ...], *, clean: bool = False) -> None:
+    """Close every volume of a run; the first error is raised after all were tried."""
+    errors = []
+    for vid in vids:
+        try:
+            await pool.end_run(vid, clean=clean)
+        except CloisonError as error:
+            log.error("volume %s could not be closed: %s", vid, error)
+            errors.append(error)
+    if errors:
+        raise errors[0]
+
+
+async def _introduce(ground: Ground, facts: Facts, machine: Machine, mode: StartMode) -> AgentLink:
+    """Connect to the agent and tell it who it is; fails at once when the machine ends meanwhile."""
+    deadline = facts.agent_timeout_s if mode is StartMode.FORK else max(facts.agent_timeout_s, BOOT_TIMEOUT_S)
+    work = asyncio.create_task(_meet(ground, facts, machine, mode, deadline))
+    gone = asyncio.create_task(machine.wait_stopped())
+    try:
+        await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if work.done():
+            return work.result()
+        raise BackendFailed(f"cannot start {facts.name}: {gone.result().value} before its agent answered")
+    finally:
+        for task in (work, gone):
+            task.cancel()
+        await asyncio.gather(work, gone, return_exceptions=True)
+
+
+async def _meet(ground: Ground, facts: Facts, machine: Machine, mode: StartMode, deadline_s: float) -> AgentLink:
+    forked = mode is StartMode.FORK
+    link = await ground.connector.connect(
+        facts.name, machine.agent_socket, ready_timeout_s=deadline_s, wait_ready=not forked
+    )
+    try:
+        private = await ground.pool.info(facts.private_source_vid) if facts.disposable else None
+        mounted = "private" in facts.volumes and not (private is not None and private.pristine)
+        await link.control("configure", identity(facts, private_mounted=mounted), timeout_s=deadline_s)
+    except BaseException:
+        with contextlib.suppress(CloisonError):
+            await asyncio.shield(link.close())
+        raise
+    return link

@@ -1,0 +1,308 @@
+"""The running system: which qubes live, and the verbs that change that.
+
+In: verbs from the Admin API and the broker. Out: changed state, events. May import: model, errors, driver interfaces.
+
+One lock per qube orders its verbs; every background task is owned here and ends with ``close``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import uuid
+from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from cloison.drivers.hypervisor.base import StopReason
+from cloison.engine.agent import AgentLink
+from cloison.engine.events import (
+    Event,
+    QubeFilesVerified,
+    QubePaused,
+    QubeShutdownFailed,
+    QubeShutdownRequested,
+    QubeSpawned,
+    QubeSpawnRequested,
+    QubeStarted,
+    QubeStartFailed,
+    QubeStartRequested,
+    QubeStopped,
+    QubeUnpaused,
+)
+from cloison.engine.runs import Phase
+from cloison.engine.start import Facts, Ground, Live, launch
+from cloison.engine.stop import ask_to_stop, put_away, take_kernel
+from cloison.errors import (
+    BadRequest,
+    CloisonError,
+    QubeInUse,
+    QubeNotHalted,
+    QubeNotPaused,
+    QubeNotRunning,
+    QubeNotStarted,
+    ShutdownTimedOut,
+)
+from cloison.model.names import DOM0, QubeName
+from cloison.model.power import PowerState
+
+log = logging.getLogger(__name__)
+
+
+class Books(Protocol):
+    """What the running verbs need of the bookkeeping."""
+
+    def facts(self, name: QubeName) -> Facts:
+        """Everything a start needs, from the present inventory; QubeNotFound."""
+        ...
+
+    def say(self, event: Event) -> None:
+        """Publish an event."""
+        ...
+
+    def running_users(self, name: QubeName, running: frozenset[QubeName]) -> list[QubeName]:
+        """Those of ``running`` that use ``name`` as netvm, guivm or audiovm."""
+        ...
+
+    async def forget(self, name: QubeName) -> None:
+        """Remove the record and the volumes of a halted qube."""
+        ...
+
+
+@dataclass
+class _Seat:
+    """One qube's place: its lock, and its run while it lives."""
+
+    lock: asyncio.Lock
+    state: PowerState = PowerState.HALTED
+    live: Live | None = None
+    watcher: asyncio.Task[None] | None = None
+    wanted_down: bool = False
+
+
+class System:
+    """See the module. Make it, ``await recover(...)`` (recover.py), use it, ``await close()``."""
+
+    def __init__(self, ground: Ground, books: Books, *, on_committed: Callable[[QubeName], None]) -> None:
+        self.ground = ground
+        self.books = books
+        self._on_committed = on_committed
+        self._seats: dict[QubeName, _Seat] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    # -- looking
+
+    def power_state(self, name: QubeName) -> PowerState:
+        if name == DOM0:
+            return PowerState.RUNNING
+        seat = self._seats.get(name)
+        return seat.state if seat else PowerState.HALTED
+
+    def is_running(self, name: QubeName) -> bool:
+        return self.power_state(name) not in (PowerState.HALTED, PowerState.CRASHED)
+
+    def running(self) -> frozenset[QubeName]:
+        """Names of all qubes that have a machine now."""
+        return frozenset(name for name, seat in self._seats.items() if seat.live is not None)
+
+    def find_live(self, name: QubeName) -> Live | None:
+        seat = self._seats.get(name)
+        return seat.live if seat else None
+
+    def live(self, name: QubeName) -> Live:
+        if (live := self.find_live(name)) is None:
+            raise QubeNotRunning(f"{name} is not running", hint=f"`cloison start {name}` starts it")
+        return live
+
+    def link(self, name: QubeName) -> AgentLink:
+        """The agent of a running qube; QubeNotRunning if it has none."""
+        if (link := self.live(name).link) is None:
+            raise QubeNotRunning(f"{name} runs without an agent", hint=f"`cloison console {name}` reaches it")
+        return link
+
+    # -- verbs
+
+    async def start(self, name: QubeName, *, call_owned: bool = False) -> None:
+        """Start the qube; returns when its agent knows who it is. A running qube is left alone (no error)."""
+        if name == DOM0:
+            raise QubeNotHalted("dom0 is always running")
+        async with self._turn(name) as seat:
+            if seat.live is not None:
+                return
+            facts = self.books.facts(name)
+            seat.state = PowerState.TRANSIENT
+            start_id = str(uuid.uuid4())
+            self.books.say(QubeStartRequested(name, start_id, facts.memory_mib))
+            try:
+                live = await launch(self.ground, facts, call_owned=call_owned)
+            except BaseException as error:
+                seat.state = PowerState.HALTED
+                reason = str(error) if isinstance(error, CloisonError) else type(error).__name__
+                self.books.say(QubeStartFailed(name, reason))
+                raise
+            self.seat(live, PowerState.RUNNING)
+            for event in (QubeFilesVerified(name), QubeSpawnRequested(name, start_id), QubeSpawned(name, start_id)):
+                self.books.say(event)
+            self.books.say(QubeStarted(name, start_id))
+            log.info("%s started (%s)", name, live.run.mode.value)
+
+    def seat(self, live: Live, state: PowerState) -> None:
+        """Take a live qube into the system and watch over it."""
+        seat = self._seats.setdefault(live.facts.name, _Seat(asyncio.Lock()))
+        seat.live, seat.state, seat.wanted_down = live, state, False
+        seat.watcher = self.own(self._watch(seat, live), f"watch {live.facts.name}")
+
+    async def shutdown(self, name: QubeName, *, force: bool = False, wait: bool = False) -> None:
+        """Ask the guest to power off. ``wait``: until it is off, or ShutdownTimedOut (it is not killed)."""
+        seat, live = self._standing(name)
+        self.books.say(QubeShutdownRequested(name, force))
+        users = self.books.running_users(name, self.running())
+        if users and not force:
+            reason = f"{name} is used by running qubes: {', '.join(users)}"
+            self.books.say(QubeShutdownFailed(name, reason))
+            raise QubeInUse(reason, hint="shut them down first, or use force")
+        if seat.state is PowerState.PAUSED:
+            if not force:
+                raise QubeNotRunning(f"{name} is paused", hint=f"`cloison unpause {name}` first, or use force")
+            await self.kill(name)
+            return
+        seat.wanted_down = True
+        if (kernel := await take_kernel(live, self.ground.kernels)) is not None:
+            self.ground.kernels.assign(name, kernel)
+        await ask_to_stop(live)
+        if seat.live is live:
+            seat.state = PowerState.HALTING
+        if wait:
+            assert seat.watcher is not None
+            limit = live.facts.shutdown_timeout_s
+            done, _ = await asyncio.wait({seat.watcher}, timeout=limit)
+            if not done:
+                raise ShutdownTimedOut(
+                    f"{name} is not off after {limit:g} s", hint=f"wait longer, or `cloison kill {name}`"
+                )
+
+    async def kill(self, name: QubeName) -> None:
+        """End the qube now; returns when it is cleaned up."""
+        seat, live = self._standing(name)
+        seat.wanted_down = True
+        await live.machine.kill()
+        assert seat.watcher is not None
+        await asyncio.wait({seat.watcher})
+
+    async def pause(self, name: QubeName) -> None:
+        async with self._turn(name) as seat:
+            live = self.live(name)
+            if seat.state is PowerState.PAUSED:
+                raise QubeNotRunning(f"{name} is paused already")
+            await live.machine.pause()
+            self._write_paused(live, paused=True)
+            seat.state = PowerState.PAUSED
+            self.books.say(QubePaused(name))
+
+    async def unpause(self, name: QubeName) -> None:
+        async with self._turn(name) as seat:
+            live = self.live(name)
+            if seat.state is not PowerState.PAUSED:
+                raise QubeNotPaused(f"{name} is not paused")
+            await live.machine.resume()
+            self._write_paused(live, paused=False)
+            seat.state = PowerState.RUNNING
+            self.books.say(QubeUnpaused(name))
+
+    def release(self, name: QubeName) -> None:
+        """A disposable's task is done: end it and remove all traces, in the background."""
+        self.own(self._release(name), f"release {name}")
+
+    # -- inside
+
+    @contextlib.asynccontextmanager
+    async def _turn(self, name: QubeName) -> AsyncIterator[_Seat]:
+        seat = self._seats.setdefault(name, _Seat(asyncio.Lock()))
+        async with seat.lock:
+            yield seat
+
+    @contextlib.asynccontextmanager
+    async def halted(self, name: QubeName) -> AsyncIterator[None]:
+        """Hold a qube halted while it is changed; QubeNotHalted if it runs."""
+        async with self._turn(name) as seat:
+            if seat.live is not None:
+                raise QubeNotHalted(f"{name} is running", hint=f"`cloison shutdown {name}` first")
+            yield
+
+    def _standing(self, name: QubeName) -> tuple[_Seat, Live]:
+        if name == DOM0:
+            raise BadRequest("dom0 cannot be stopped from here")
+        seat = self._seats.get(name)
+        if seat is None or seat.live is None:
+            self.books.facts(name)
+            raise QubeNotStarted(f"{name} is not running")
+        return seat, seat.live
+
+    def _write_paused(self, live: Live, *, paused: bool) -> None:
+        live.run = replace(live.run, paused=paused)
+        self.ground.write_run(live.facts.name, live.run)
+
+    async def _watch(self, seat: _Seat, live: Live) -> None:
+        name = live.facts.name
+        reason = await live.machine.wait_stopped()
+        expected = seat.wanted_down or reason is StopReason.GUEST_POWEROFF
+        log.log(logging.INFO if expected else logging.WARNING, "%s stopped: %s", name, reason.value)
+        seat.state = PowerState.DYING
+        try:
+            await put_away(self.ground, live, clean=reason is StopReason.GUEST_POWEROFF)
+        except CloisonError as error:
+            log.error("%s was not put away cleanly: %s", name, error)
+        finally:
+            seat.live = None
+            seat.state = PowerState.HALTED
+        self.books.say(QubeStopped(name, reason.value))
+        if live.facts.kept_root:
+            self._on_committed(name)
+        if live.facts.auto_cleanup:
+            await self._forget(name)
+
+    async def _release(self, name: QubeName) -> None:
+        if self.find_live(name) is not None:
+            with contextlib.suppress(CloisonError):
+                await self.kill(name)
+        else:
+            await self._forget(name)
+
+    async def _forget(self, name: QubeName) -> None:
+        try:
+            async with self.halted(name):
+                await self.books.forget(name)
+                self._seats.pop(name, None)
+        except CloisonError as error:
+            log.error("%s could not be removed: %s", name, error)
+
+    # -- tasks
+
+    def own(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """Run a background task until it ends or the system closes; its failure is logged."""
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._task_done)
+        return task
+
+    def _task_done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("task %r failed", task.get_name(), exc_info=error)
+
+    async def close(self) -> None:
+        """Let go of everything; qubes keep running for the next daemon."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for seat in self._seats.values():
+            if seat.live is not None and seat.live.link is not None:
+                with contextlib.suppress(CloisonError):
+                    await seat.live.link.close()
+
+
+def lost_with_daemon(live: Live) -> bool:
+    """Whether this run makes no sense after its daemon ended (a disposable whose caller is gone, a half start)."""
+    return live.run.call_owned or live.run.phase is not Phase.RUNNING
