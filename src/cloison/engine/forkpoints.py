@@ -103,7 +103,7 @@ class ForkPoints:
         self._make_layer = make_layer
         self._make_blank = make_blank
         self._making: dict[str, asyncio.Task[ForkPoint]] = {}
-        self._bad: set[str] = set()
+        self._making_of: dict[str, str] = {}
 
     async def key(self, source: ForkSource) -> str:
         """Name of the fork point that suits this source; equal exactly when its forks would be interchangeable."""
@@ -145,8 +145,9 @@ class ForkPoints:
         points = [self.find(path.name) for path in self._directory.iterdir() if len(path.name) == 32]
         return sorted((p for p in points if p), key=lambda p: p.made_at, reverse=True)
 
-    def making(self) -> list[str]:
-        return sorted(self._making)
+    def making(self) -> dict[str, str]:
+        """Keys of those being made now, with their templates."""
+        return dict(self._making_of)
 
     def drop(self, key: str) -> None:
         """Remove a fork point; running forks keep working. No error if there is none."""
@@ -183,11 +184,12 @@ class ForkPoints:
         if task is None:
             task = asyncio.create_task(self._make(key, source), name=f"make fork point of {source.template}")
             self._making[key] = task
+            self._making_of[key] = source.template
             task.add_done_callback(lambda done: self._made(key, done))
         return await asyncio.shield(task)
 
     def _made(self, key: str, task: asyncio.Task[ForkPoint]) -> None:
-        del self._making[key]
+        del self._making[key], self._making_of[key]
         if not task.cancelled() and (error := task.exception()):
             log.warning("no fork point could be made: %s", error)
 

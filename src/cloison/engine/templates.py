@@ -1,0 +1,242 @@
+"""Templates: made from images, committed at every stop, kept ready as fork points.
+
+In: verbs of the Admin API. Out: template qubes, root revisions, fork points. May import: model, errors, interfaces.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from cloison.drivers.storage.base import VolumeKind, VolumeSpec
+from cloison.engine.events import ForkPointDropped, ForkPointMade, TemplateCommitted
+from cloison.engine.facts import AGENT_FEATURE, facts_of
+from cloison.engine.forkpoints import ForkPoint, ForkSource
+from cloison.engine.inventory import Ledger
+from cloison.engine.start import machine_spec
+from cloison.engine.system import System
+from cloison.errors import BadRequest, CloisonError
+from cloison.model.classes import Klass
+from cloison.model.inventory import Inventory
+from cloison.model.names import QubeName, parse_qube_name
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[str, float | None], None]
+"""Called with what is being done and the fraction done so far (None: not known)."""
+BOOT_OPTIONS = "quiet nowatchdog"
+"""Kernel options of our own templates; a quiet serial console saves seconds of an emulated boot."""
+TEMPLATE_FEATURES: Mapping[str, str] = {
+    AGENT_FEATURE: "1",
+    "os": "Linux",
+    "vmexec": "1",
+    "supported-rpc.qubes.WaitForSession": "1",
+    "supported-rpc.qubes.WaitForRunningSystem": "1",
+    "supported-rpc.qubes.VMRootExec": "1",
+    "supported-rpc.qubes.VMRootShell": "1",
+}
+
+
+class BuiltImage(Protocol):
+    """A finished image, ready to become a template's root."""
+
+    @property
+    def disk(self) -> Path: ...
+    @property
+    def kernel(self) -> Path: ...
+    @property
+    def initrd(self) -> Path: ...
+    @property
+    def key(self) -> str: ...
+    @property
+    def size_bytes(self) -> int: ...
+    @property
+    def distribution(self) -> str: ...
+
+
+BuildImage = Callable[[Mapping[str, Any], Progress], Awaitable[BuiltImage]]
+"""Build (or find in the cache) the image that a request asks for."""
+
+
+class Registrar(Protocol):
+    """The bookkeeping verbs that making a template needs."""
+
+    async def create(self, klass: Klass, name: QubeName, *, label: str) -> object: ...
+    async def forget(self, name: QubeName) -> None: ...
+
+
+@dataclass(frozen=True)
+class ForkPointRow:
+    """One line of ``cloison forkpoint list``."""
+
+    template: QubeName
+    key: str
+    state: str
+    """ready or making"""
+    point: ForkPoint | None
+    users: tuple[QubeName, ...]
+    """Running qubes that were forked from it."""
+
+
+class Templates:
+    """Verbs on templates and their fork points."""
+
+    def __init__(self, system: System, ledger: Ledger, registrar: Registrar, build_image: BuildImage) -> None:
+        self._system = system
+        self._ledger = ledger
+        self._registrar = registrar
+        self._build_image = build_image
+
+    async def build(
+        self, name: str, request: Mapping[str, Any], *, label: str = "black", progress: Progress
+    ) -> tuple[QubeName, str]:
+        """A new template from a built image, with its fork point; answers its name and revision.
+
+        Raises BadRequest if the name is taken or bad. After a failure there is no template.
+        """
+        template = parse_qube_name(name)
+        if self._ledger.inventory.find(template) is not None:
+            raise BadRequest(f"a qube named {template} exists already", hint=f"`cloison remove {template}` first")
+        image = await self._build_image(request, lambda step, done: progress(step, done and done * 0.5))
+        progress("making the template", 0.5)
+        await self._registrar.create(Klass.TEMPLATE, template, label=label)
+        try:
+            await self._fill(template, image)
+        except BaseException:
+            await self._registrar.forget(template)
+            raise
+        progress("making its fork point (one boot)", 0.55)
+        try:
+            await self.make_forkpoint(template)
+        except CloisonError as error:
+            log.warning("%s has no fork point yet: %s", template, error)
+            progress(f"no fork point yet: {error}", None)
+        progress("done", 1.0)
+        return template, await self.revision(template)
+
+    async def _fill(self, template: QubeName, image: BuiltImage) -> None:
+        ground = self._system.ground
+        root = self._ledger.inventory.qube(template).volumes["root"]
+        await ground.pool.remove(root.vid)
+        spec = VolumeSpec(
+            root.vid, VolumeKind.KEPT, image.size_bytes, revisions_to_keep=root.revisions_to_keep, encrypted=False
+        )
+        await ground.pool.import_image(spec, image.disk, image_format="qcow2", content_key=image.key)
+        kernel = ground.kernels.add(image.distribution, image.kernel, image.initrd)
+        ground.kernels.assign(template, kernel)
+        with self._ledger.change() as records:
+            for feature, value in TEMPLATE_FEATURES.items():
+                records.set_feature(template, feature, value)
+            records.set_feature(template, "os-distribution", image.distribution)
+            records.set_property(template, "kernelopts", BOOT_OPTIONS)
+
+    async def import_standalone(
+        self, name: str, image: Path, *, image_format: str, size_bytes: int, label: str = "red", memory_mib: int = 0
+    ) -> QubeName:
+        """A StandaloneVM from any bootable disk image; it has no agent, only its console."""
+        qube = parse_qube_name(name)
+        if self._ledger.inventory.find(qube) is not None:
+            raise BadRequest(f"a qube named {qube} exists already")
+        await self._registrar.create(Klass.STANDALONE, qube, label=label)
+        try:
+            pool = self._system.ground.pool
+            root = self._ledger.inventory.qube(qube).volumes["root"]
+            await pool.remove(root.vid)
+            spec = VolumeSpec(
+                root.vid, VolumeKind.KEPT, size_bytes, revisions_to_keep=root.revisions_to_keep, encrypted=False
+            )
+            await pool.import_image(spec, image, image_format=image_format, content_key=f"import {qube}")
+            with self._ledger.change() as records:
+                records.set_property(qube, "kernel", "")
+                records.set_feature(qube, AGENT_FEATURE, "")
+                if memory_mib:
+                    records.set_property(qube, "memory", memory_mib)
+        except BaseException:
+            await self._registrar.forget(qube)
+            raise
+        return qube
+
+    async def revision(self, template: QubeName) -> str:
+        """Identity of the template's present root content."""
+        root = self._ledger.inventory.qube(template).volumes["root"]
+        return (await self._system.ground.pool.info(root.vid)).revision_id
+
+    def committed(self, name: QubeName) -> None:
+        """A qube with a kept root stopped: tell of its new revision and refresh its fork point, in the background."""
+        qube = self._ledger.inventory.find(name)
+        if qube is not None and qube.klass is Klass.TEMPLATE:
+            self._system.own(self._refresh(name), f"refresh {name}")
+
+    async def _refresh(self, template: QubeName) -> None:
+        revision = await self.revision(template)
+        self._ledger.tell(TemplateCommitted(template, revision))
+        for key in self._system.ground.forkpoints.drop_stale(template, revision):
+            self._ledger.tell(ForkPointDropped(template, f"{key}: the template has a newer revision"))
+        try:
+            await self.make_forkpoint(template)
+        except CloisonError as error:
+            log.warning("the fork point of %s could not be refreshed: %s", template, error)
+
+    async def outdated(self, name: QubeName) -> bool:
+        """Whether a running qube started from an older root revision than its template has now."""
+        live = self._system.find_live(name)
+        if live is None or live.facts.kept_root:
+            return False
+        info = await self._system.ground.pool.info(live.facts.root_source_vid)
+        return info.revision_id != live.run.root_revision
+
+    # -- fork points
+
+    async def source_for(self, name: QubeName) -> ForkSource:
+        """What the fork point that suits this qube is made from."""
+        facts = facts_of(self._ledger.inventory, name)
+        ground = self._system.ground
+        info = await ground.pool.info(facts.root_source_vid)
+        chain = await ground.pool.chain(facts.root_source_vid)
+        return ForkSource(facts.root_owner, info.revision_id, chain, machine_spec(facts, ground.kernels))
+
+    async def make_forkpoint(self, name: QubeName, *, again: bool = False) -> ForkPoint:
+        """Make (or find) the fork point that suits this qube."""
+        source = await self.source_for(name)
+        point = await self._system.ground.forkpoints.make(source, again=again)
+        self._ledger.tell(ForkPointMade(source.template))
+        return point
+
+    def forkpoints(self) -> list[ForkPointRow]:
+        """All fork points of this system's templates, and those being made."""
+        inventory, forkpoints = self._ledger.inventory, self._system.ground.forkpoints
+        users: dict[str, list[QubeName]] = {}
+        for name in sorted(self._system.running()):
+            if (live := self._system.find_live(name)) is not None and live.run.forkpoint:
+                users.setdefault(live.run.forkpoint, []).append(name)
+        complete = forkpoints.complete()
+        rows = [
+            ForkPointRow(QubeName(point.template), point.key, "ready", point, tuple(users.get(point.key, ())))
+            for point in complete
+            if _has_template(inventory, point.template)
+        ]
+        known = {row.key for row in rows}
+        rows += [
+            ForkPointRow(QubeName(template), key, "making", None, ())
+            for key, template in forkpoints.making().items()
+            if key not in known
+        ]
+        return rows
+
+    def drop_forkpoints(self, *, key: str = "", template: str = "") -> list[str]:
+        """Drop one fork point, a template's, or all; answers the keys."""
+        chosen = [row.key for row in self.forkpoints() if row.point and (not key or row.key == key)
+                  and (not template or row.template == template)]  # fmt: skip
+        if key and not chosen:
+            raise BadRequest(f"there is no fork point {key[:40]!a}", hint="`cloison forkpoint list` shows them")
+        for found in chosen:
+            self._system.ground.forkpoints.drop(found)
+        return chosen
+
+
+def _has_template(inventory: Inventory, name: str) -> bool:
+    qube = inventory.find(name)
+    return qube is not None and qube.klass is Klass.TEMPLATE
