@@ -23,6 +23,8 @@ class StopReason(Enum):
     """Why a machine is no longer there."""
 
     GUEST_POWEROFF = "guest powered off"
+    GUEST_REBOOT = "guest asked for a reboot"
+    """Its process ends as well: whoever wants the guest back starts it again."""
     KILLED = "killed"
     PANICKED = "guest kernel panicked"
     CRASHED = "hypervisor process ended unexpectedly"
@@ -48,6 +50,9 @@ class MachineSpec:
     kernel_options: str
     has_agent: bool = True
     debug: bool = False
+    share_memory: bool = True
+    """A fork maps the frozen memory and shares its unwritten pages with the other forks; False: it gets a full copy
+    of its own, which costs time and memory and denies others the timing of shared pages."""
 
 
 @dataclass(frozen=True)

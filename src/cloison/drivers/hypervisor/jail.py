@@ -1,0 +1,56 @@
+"""The jail around a machine's process: bubblewrap with every namespace unshared.
+
+In: an argument vector. Out: the argument vector that runs it jailed. May import: errors, the contract.
+
+Inside: /usr read-only (programs and libraries), a fresh /proc of its own process namespace, no network, no
+capabilities, an empty environment, and whatever descriptors it inherits. It does not die with its parent.
+"""
+
+from __future__ import annotations
+
+import subprocess
+
+from cloison.drivers.hypervisor.base import Accelerator
+from cloison.errors import BackendFailed
+
+BUBBLEWRAP = "bwrap"
+USER_NAMESPACES_HINT = (
+    "allow unprivileged user namespaces: `sysctl kernel.unprivileged_userns_clone=1`, on Ubuntu 24.04 also "
+    "`sysctl kernel.apparmor_restrict_unprivileged_userns=0` or an AppArmor profile for bwrap; in a container "
+    "start it with `--security-opt seccomp=unconfined --security-opt systempaths=unconfined`"
+)
+CHECK_TIMEOUT_S = 10
+
+
+def plan_jail(command: list[str], *, accelerator: Accelerator, info_fd: int | None = None) -> list[str]:
+    """``command`` inside the jail. ``info_fd``: bubblewrap writes the process's id there (JSON, ``child-pid``)."""
+    device = ["--dev-bind", "/dev/kvm", "/dev/kvm"] if accelerator is Accelerator.KVM else []
+    return [
+        BUBBLEWRAP,
+        *["--unshare-user", "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"],
+        *["--uid", "65534", "--gid", "65534", "--hostname", "jail"],
+        *["--cap-drop", "ALL", "--new-session", "--clearenv", "--as-pid-1"],
+        *["--ro-bind", "/usr", "/usr"],
+        *["--symlink", "usr/lib", "/lib", "--symlink", "usr/lib64", "/lib64"],
+        *["--proc", "/proc"],
+        *device,
+        *["--remount-ro", "/", "--chdir", "/"],
+        *(["--info-fd", str(info_fd)] if info_fd is not None else []),
+        "--",
+        f"/usr/bin/{command[0]}",
+        *command[1:],
+    ]
+
+
+def check_jail() -> None:
+    """Raises BackendFailed with the way to mend it when this host cannot make the jail."""
+    command = plan_jail(["true"], accelerator=Accelerator.EMULATION)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=CHECK_TIMEOUT_S, check=False)
+    except FileNotFoundError:
+        raise BackendFailed("bubblewrap is not installed", hint="apt install bubblewrap") from None
+    except subprocess.TimeoutExpired:
+        raise BackendFailed(f"bubblewrap did not answer within {CHECK_TIMEOUT_S} s") from None
+    if done.returncode != 0:
+        reason = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit code {done.returncode}"
+        raise BackendFailed(f"cannot make a jail: {reason}", hint=USER_NAMESPACES_HINT)

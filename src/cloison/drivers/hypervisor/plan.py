@@ -1,0 +1,249 @@
+"""Plan → QEMU's command line. Pure: nothing is opened, nothing is asked.
+
+In: a specification, what the host can do, numbers of descriptors. Out: an argument vector. May import: the contract.
+
+Every device has an explicit id and address, so that a fork's devices match those of the frozen machine. Backends
+(disks' files, sockets) may differ and are given as descriptors only: the process sees no host path.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+from cloison.drivers.hypervisor.base import Accelerator, Disk, MachineSpec
+from cloison.errors import BadRequest
+
+AGENT_PORT = "org.cloison.agent"
+DISK_ADDRESSES = {"root": "02.0", "private": "03.0", "volatile": "04.0"}
+CHANNEL_ADDRESS = "05.0"
+RNG_ADDRESS = "06.0"
+BALLOON_ADDRESS = "07.0"
+HOTPLUG_PORTS = 4
+"""Spare PCIe root ports: a NIC, a few downlinks. Each costs guest start time, so not more."""
+LAYOUT_VERSION = 1
+"""Raise it when the device model changes in a way that the command line does not show."""
+CODE_CACHE_MIB = 256
+"""Emulator's translated code: touched as needed, thrown away when full. A desktop guest fills 100 to 200 MiB."""
+MIN_MEMORY_MIB, MAX_MEMORY_MIB, MAX_VCPUS = 64, 1 << 20, 128
+SECCOMP = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+
+
+class Start(Enum):
+    """How a machine begins."""
+
+    BOOT = "boot"
+    """Cold, memory is anonymous."""
+    BOOT_TO_FREEZE = "boot to freeze"
+    """Cold, memory is a shared file."""
+    FORK = "fork"
+    """From a frozen state, memory is a private mapping of the frozen file."""
+
+    @property
+    def has_memory_file(self) -> bool:
+        return self is not Start.BOOT
+
+
+@dataclass(frozen=True)
+class Host:
+    """What shapes a command line besides the specification: found out once by ``probe``."""
+
+    accelerator: Accelerator
+    qemu_version: tuple[int, int]
+    qemu_text: str
+    """First line of ``--version``: part of the key of fork points."""
+    cpu_identity: str = ""
+    """Model and flags of the physical CPU; matters where guests run on it directly."""
+    why: str = ""
+    """For people: why this accelerator."""
+
+
+@dataclass(frozen=True)
+class Descriptors:
+    """Numbers of open descriptors that the process inherits."""
+
+    qmp: int
+    agent: int
+    console: int
+    layers: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Per disk slot, top layer first."""
+    secrets: Mapping[str, tuple[int | None, ...]] = field(default_factory=dict)
+    """Per disk slot, parallel to ``layers``: where the layer's key can be read, or None."""
+    kernel: int | None = None
+    initrd: int | None = None
+    memory: int | None = None
+    device_state: int | None = None
+
+
+def cpu_model(host: Host) -> str:
+    """The CPU that guests see.
+
+    QEMU 7.2's emulation of CMPXCHG16B is broken (guest kernels panic in the allocator); five-level paging only slows
+    an emulated guest down.
+    """
+    if host.accelerator is Accelerator.KVM:
+        return "host,migratable=on"
+    return "Nehalem,-cx16" if host.qemu_version < (8, 0) else "Nehalem"
+
+
+def plan_kernel_options(spec: MachineSpec, host: Host) -> str:
+    """The kernel's command line: what this hardware needs, then the qube's own options (the later one wins)."""
+    options = ["root=/dev/vda", "rw", "console=ttyS0", "panic=-1", "no_timer_check"]
+    if host.accelerator is Accelerator.EMULATION:
+        # Emulated code has no hardware speculation of its own; page table isolation there only empties the
+        # emulator's translation cache at every system call.
+        options.append("mitigations=off")
+    return " ".join([*options, *spec.kernel_options.split()])
+
+
+def plan_command(
+    spec: MachineSpec, host: Host, disks: tuple[Disk, ...], fds: Descriptors, start: Start, *, name: str
+) -> list[str]:
+    """QEMU's argument vector. Raises BadRequest for a specification that no machine can have."""
+    check_spec(spec)
+    return [
+        "qemu-system-x86_64",
+        *["-name", f"guest={_escaped(name)}"],
+        *["-nodefaults", "-no-user-config", "-display", "none"],
+        *["-sandbox", SECCOMP],
+        *["-action", "reboot=shutdown,shutdown=poweroff,panic=shutdown"],
+        *_machine(spec, host, fds, start),
+        *_kernel(spec, host, fds, start),
+        *_firmware_devices(fds),
+        *_disks(disks, fds),
+        *_virtio_devices(fds),
+        *_hotplug_ports(),
+        *(["-incoming", "defer"] if start is Start.FORK else []),
+    ]
+
+
+def check_spec(spec: MachineSpec) -> None:
+    if not MIN_MEMORY_MIB <= spec.memory_mib <= MAX_MEMORY_MIB:
+        raise BadRequest(f"memory of {spec.memory_mib} MiB is not between {MIN_MEMORY_MIB} and {MAX_MEMORY_MIB}")
+    if not 1 <= spec.vcpus <= MAX_VCPUS:
+        raise BadRequest(f"{spec.vcpus} virtual CPUs are not between 1 and {MAX_VCPUS}")
+    if "\n" in spec.kernel_options or "\0" in spec.kernel_options:
+        raise BadRequest("kernel options must be one line")
+
+
+def _machine(spec: MachineSpec, host: Host, fds: Descriptors, start: Start) -> list[str]:
+    machine = "q35,memory-backend=ram,usb=off,vmport=off,smm=off,sata=off,smbus=off,graphics=off,dump-guest-core=off"
+    size = f"size={spec.memory_mib}M"
+    match start:
+        case Start.BOOT:
+            memory = f"memory-backend-ram,id=ram,{size}"
+        case Start.BOOT_TO_FREEZE:
+            memory = f"memory-backend-file,id=ram,{size},mem-path={_path(fds.memory)},share=on"
+        case Start.FORK:
+            memory = f"memory-backend-file,id=ram,{size},mem-path={_path(fds.memory)},share=off"
+    if host.accelerator is Accelerator.KVM:
+        accelerator = "kvm"
+    else:
+        accelerator = f"tcg,tb-size={CODE_CACHE_MIB},thread={'multi' if spec.vcpus > 1 else 'single'}"
+    return [
+        *["-machine", machine],
+        *["-accel", accelerator],
+        *["-cpu", cpu_model(host)],
+        *["-smp", f"{spec.vcpus},sockets=1,cores={spec.vcpus},threads=1"],
+        *["-m", f"{spec.memory_mib}M"],
+        *["-object", memory],
+    ]
+
+
+def _kernel(spec: MachineSpec, host: Host, fds: Descriptors, start: Start) -> list[str]:
+    """A fork has its kernel in memory already: giving it again would only cost time and tens of MiB."""
+    if spec.kernel is None or start is Start.FORK:
+        return []
+    given = ["-kernel", _path(fds.kernel), "-append", plan_kernel_options(spec, host)]
+    return [*given, *(["-initrd", _path(fds.initrd)] if spec.initrd is not None else [])]
+
+
+def _firmware_devices(fds: Descriptors) -> list[str]:
+    return [
+        *["-chardev", f"socket,id=qmp,fd={fds.qmp},server=on,wait=off"],
+        *["-mon", "chardev=qmp,mode=control"],
+        *["-chardev", f"socket,id=console,fd={fds.console},server=on,wait=off"],
+        *["-device", "isa-serial,id=serial0,chardev=console,iobase=0x3f8,irq=4"],
+        *["-device", "pvpanic,id=pvpanic0,ioport=0x505"],
+        *["-device", "vmgenid,id=vmgenid0,guid=auto"],
+    ]
+
+
+def _disks(disks: tuple[Disk, ...], fds: Descriptors) -> list[str]:
+    slots = [disk.slot for disk in disks]
+    if unknown := [slot for slot in slots if slot not in DISK_ADDRESSES]:
+        raise BadRequest(f"no disk slot is named {unknown[0]!r}")
+    if len(set(slots)) != len(slots):
+        raise BadRequest("a disk slot is used twice")
+    arguments: list[str] = []
+    for disk in sorted(disks, key=lambda disk: DISK_ADDRESSES[disk.slot]):
+        arguments += _disk(disk, fds)
+    return arguments
+
+
+def _disk(disk: Disk, fds: Descriptors) -> list[str]:
+    slot = disk.slot
+    numbers, secrets = fds.layers[slot], fds.secrets.get(slot, (None,) * len(disk.chain))
+    arguments: list[str] = []
+    for depth in reversed(range(len(disk.chain))):
+        layer, is_top = disk.chain[depth], depth == 0
+        node = f"{slot}{depth}"
+        protocol = {
+            "driver": "file",
+            "node-name": f"{node}-file",
+            "filename": f"/dev/fdset/{numbers[depth]}",
+            "locking": "off",
+            "read-only": not is_top,
+            "cache": {"direct": False, "no-flush": layer.unlinked},
+        }
+        image: dict[str, object] = {
+            "driver": layer.format,
+            "node-name": node,
+            "file": f"{node}-file",
+            "read-only": not is_top,
+            "discard": "unmap",
+            "cache": {"direct": False, "no-flush": layer.unlinked},
+        }
+        if layer.format == "qcow2":
+            image["backing"] = f"{slot}{depth + 1}" if depth + 1 < len(disk.chain) else None
+        if (secret := secrets[depth]) is not None:
+            arguments += ["-object", f"secret,id={node}-key,file={_path(secret)}"]
+            image["encrypt"] = {"format": "luks", "key-secret": f"{node}-key"}
+        arguments += ["-add-fd", f"fd={numbers[depth]},set={numbers[depth]}"]
+        arguments += ["-blockdev", json.dumps(protocol), "-blockdev", json.dumps(image)]
+    boot = ",bootindex=1" if slot == "root" else ""
+    device = f"virtio-blk-pci-non-transitional,id=disk-{slot},drive={slot}0,serial={slot}"
+    return [*arguments, "-device", f"{device},bus=pcie.0,addr={DISK_ADDRESSES[slot]}{boot}"]
+
+
+def _virtio_devices(fds: Descriptors) -> list[str]:
+    return [
+        *["-device", f"virtio-serial-pci-non-transitional,id=channel,max_ports=2,bus=pcie.0,addr={CHANNEL_ADDRESS}"],
+        *["-chardev", f"socket,id=agent,fd={fds.agent},server=on,wait=off"],
+        *["-device", f"virtserialport,id=agent-port,bus=channel.0,nr=1,chardev=agent,name={AGENT_PORT}"],
+        *["-object", "rng-builtin,id=rng"],
+        *["-device", f"virtio-rng-pci-non-transitional,id=rng0,rng=rng,bus=pcie.0,addr={RNG_ADDRESS}"],
+        "-device",
+        "virtio-balloon-pci-non-transitional,id=balloon,free-page-reporting=on,deflate-on-oom=on,"
+        f"bus=pcie.0,addr={BALLOON_ADDRESS}",
+    ]
+
+
+def _hotplug_ports() -> list[str]:
+    arguments: list[str] = []
+    for index in range(HOTPLUG_PORTS):
+        first = ",multifunction=on" if index == 0 else ""
+        port = f"pcie-root-port,id=port{index},chassis={index + 1},slot={index + 1},bus=pcie.0,addr=10.{index}{first}"
+        arguments += ["-device", port]
+    return arguments
+
+
+def _path(fd: int | None) -> str:
+    assert fd is not None, "the plan needs a descriptor that was not opened"
+    return f"/proc/self/fd/{fd}"
+
+
+def _escaped(text: str) -> str:
+    return text.replace(",", ",,")

@@ -1,0 +1,153 @@
+"""The QEMU driver: the contract's ``Hypervisor``.
+
+In: specifications. Out: machines. May import: everything of this package, errors.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from cloison.drivers.hypervisor import probe
+from cloison.drivers.hypervisor.base import Accelerator, Disk, Frozen, Machine, MachineSpec
+from cloison.drivers.hypervisor.launch import start_process
+from cloison.drivers.hypervisor.machine import DRIVER, QemuMachine
+from cloison.drivers.hypervisor.plan import LAYOUT_VERSION, Descriptors, Host, Start, plan_command
+from cloison.drivers.hypervisor.process import ProcessWatch, find_start_time, read_boot_id
+from cloison.errors import BackendFailed
+
+
+class QemuHypervisor:
+    """Runs machines by QEMU, each in a jail of its own."""
+
+    name = DRIVER
+
+    def __init__(self, cache: Path, *, accelerator: Accelerator | None = None) -> None:
+        """``cache``: where the answer of the probe is kept. ``accelerator``: do not probe, take this one."""
+        self._cache = cache
+        self._wished = accelerator
+        self._host: asyncio.Task[Host] | None = None
+        self._digests: dict[tuple[str, int, int, int], str] = {}
+
+    async def host(self) -> Host:
+        """What this host can do; found out once."""
+        if self._host is None or (self._host.done() and (self._host.cancelled() or self._host.exception())):
+            self._host = asyncio.create_task(probe.find_host(self._cache, wished=self._wished))
+        return await asyncio.shield(self._host)
+
+    async def accelerator(self) -> Accelerator:
+        return (await self.host()).accelerator
+
+    async def machine_key(self, spec: MachineSpec) -> str:
+        host = await self.host()
+        return await asyncio.to_thread(self._digest_machine, spec, host)
+
+    async def boot(self, spec: MachineSpec, disks: tuple[Disk, ...], directory: Path, *, name: str,
+                   memory_file: Path | None = None) -> Machine:  # fmt: skip
+        start = Start.BOOT if memory_file is None else Start.BOOT_TO_FREEZE
+        if memory_file is not None:
+            _make_memory_file(memory_file, spec.memory_mib)
+        key = "" if memory_file is None else await self.machine_key(spec)
+        return await self._start(spec, disks, directory, start, name=name, memory=memory_file, key=key)
+
+    async def fork(self, spec: MachineSpec, disks: tuple[Disk, ...], frozen: Frozen, directory: Path, *,
+                   name: str) -> Machine:  # fmt: skip
+        if frozen.machine_key != await self.machine_key(spec):
+            raise BackendFailed(
+                f"cannot fork {name}: the fork point was made for a different machine", hint="it will be made anew"
+            )
+        return await self._start(
+            spec,
+            disks,
+            directory,
+            Start.FORK,
+            name=name,
+            memory=frozen.memory,
+            device_state=frozen.device_state,
+            key=frozen.machine_key,
+        )
+
+    async def adopt(self, record: Mapping[str, str | int]) -> Machine | None:
+        pid, started = record.get("pid"), record.get("started")
+        if record.get("driver") != DRIVER or record.get("boot") != read_boot_id():
+            return None
+        if not isinstance(pid, int) or not isinstance(started, int):
+            return None
+        try:
+            watch = ProcessWatch(pid, started)
+        except ProcessLookupError:
+            return None
+        memory = Path(str(record["memory"])) if record.get("memory") else None
+        machine = QemuMachine(
+            str(record["name"]), Path(str(record["directory"])), watch, str(record["machine_key"]), memory
+        )
+        await machine.attach()
+        return machine
+
+    async def _start(
+        self,
+        spec: MachineSpec,
+        disks: tuple[Disk, ...],
+        directory: Path,
+        start: Start,
+        *,
+        name: str,
+        memory: Path | None,
+        key: str,
+        device_state: Path | None = None,
+    ) -> Machine:
+        host = await self.host()
+        started = start_process(
+            spec, host, disks, directory, start, name=name, memory=memory, device_state=device_state
+        )
+        when = find_start_time(started.pid)
+        watch = ProcessWatch(started.pid, when if when is not None else -1)
+        machine = QemuMachine(name, directory, watch, key, memory if start is Start.BOOT_TO_FREEZE else None)
+        await machine.attach(
+            wrapper=started.wrapper, errors_fd=started.errors_fd, device_state_fd=started.device_state_fd
+        )
+        return machine
+
+    def _digest_machine(self, spec: MachineSpec, host: Host) -> str:
+        """Digest of the command line that a fork would have, and of what it does not show."""
+        fds = Descriptors(qmp=0, agent=0, console=0, kernel=0, initrd=0, memory=0, device_state=0)
+        plan = {
+            "layout": LAYOUT_VERSION,
+            "boot": plan_command(spec, host, (), fds, Start.BOOT_TO_FREEZE, name=""),
+            "fork": plan_command(spec, host, (), fds, Start.FORK, name=""),
+            "qemu": host.qemu_text,
+            "cpu": host.cpu_identity if host.accelerator is Accelerator.KVM else "",
+            "spec": {key: str(value) for key, value in asdict(spec).items() if key in ("has_agent", "debug")},
+            "kernel": self._digest_file(spec.kernel),
+            "initrd": self._digest_file(spec.initrd),
+        }
+        return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
+
+    def _digest_file(self, path: Path | None) -> str:
+        """Content digest, remembered while the file's identity, size and time stay."""
+        if path is None:
+            return ""
+        try:
+            status = path.stat()
+            identity = (str(path), status.st_ino, status.st_size, status.st_mtime_ns)
+            if identity not in self._digests:
+                with path.open("rb") as file:
+                    self._digests[identity] = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise BackendFailed(f"cannot read {path}: {error.strerror}") from error
+        return self._digests[identity]
+
+
+def _make_memory_file(path: Path, memory_mib: int) -> None:
+    try:
+        with path.open("xb") as file:
+            path.chmod(0o600)
+            file.truncate(memory_mib << 20)
+    except FileExistsError:
+        raise BackendFailed(f"{path} exists already: guest memory needs a new file") from None
+    except OSError as error:
+        raise BackendFailed(f"cannot make {path}: {error.strerror}") from error
