@@ -1,0 +1,32 @@
+"""``cloison bench``."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+
+import cloison
+from cloison.cli.command import command
+from cloison.cli.session import Session
+from cloison.errors import CloisonError
+
+PROGRAM = "benchmarks"
+
+
+@command("bench", examples=(("cloison bench", "all figures, measured on this machine"),),
+         context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})  # fmt: skip
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def COMMAND(session: Session, arguments: tuple[str, ...]) -> None:
+    """Measure this machine: disposables, calls, memory; against plain QEMU.
+
+    Arguments go to the programs in the directory `benchmarks`, which comes with the source tree.
+    """
+    tree = Path(cloison.__file__).resolve().parents[2]
+    if not (tree / PROGRAM / "__main__.py").exists():
+        raise CloisonError("the benchmarks are not installed here", hint="they come with the source tree: benchmarks/")
+    done = subprocess.run([sys.executable, "-m", PROGRAM, *arguments], cwd=tree, check=False)
+    if done.returncode:
+        raise click.exceptions.Exit(done.returncode if done.returncode > 0 else 128 - done.returncode)

@@ -1,0 +1,213 @@
+"""``cloison list``: the qubes as a table, a tree, JSON or raw data.
+
+In: the daemon's listing. Out: text. May import: client, cli.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import click
+
+from cloison.cli.choices import QUBE
+from cloison.cli.colours import LABEL_STYLES, STATE_STYLES
+from cloison.cli.command import command, json_option
+from cloison.cli.session import Session
+from cloison.cli.table import Cell, human_bytes
+from cloison.client import calls
+from cloison.client.failures import QubesVMNotFoundError
+
+Row = dict[str, Any]
+
+FORMATS = {
+    "simple": ("name", "state", "class", "label", "template", "netvm", "fork"),
+    "network": ("name", "state", "netvm", "ip", "gateway"),
+    "disk": ("name", "state", "disk", "priv-curr", "priv-max", "root-curr", "root-max"),
+    "memory": ("name", "state", "memory", "maxmem", "mem", "vcpus"),
+    "kernel": ("name", "state", "class", "template", "kernel", "kernelopts"),
+    "full": ("name", "state", "class", "label", "qid", "uuid", "template", "netvm", "ip", "memory", "vcpus", "fork"),
+}
+SIZES = {f"{short}-{which}": (volume, key) for short, volume in (("priv", "private"), ("root", "root"))
+         for which, key in (("curr", "usage"), ("max", "size"))}  # fmt: skip
+NEEDS_VOLUMES = {"disk", *SIZES}
+GIVEN = {
+    "name": "name",
+    "state": "state",
+    "class": "class",
+    "klass": "class",
+    "uuid": "uuid",
+    "label": "label",
+    "template": "template",
+    "netvm": "netvm",
+}
+
+
+def _size(row: Row, volume: str, key: str) -> str:
+    size = (row.get("volumes") or {}).get(volume, {}).get(key)
+    return human_bytes(size) if size is not None else "-"
+
+
+def _disk(row: Row) -> str:
+    return human_bytes(sum(volume.get("usage") or 0 for volume in (row.get("volumes") or {}).values()))
+
+
+def property_value(row: Row, name: str) -> Any:
+    """The value of an asked property; None if it has none."""
+    return ((row.get("properties") or {}).get(name) or {}).get("value")
+
+
+COMPUTED: dict[str, Callable[[Row], str]] = {
+    "fork": lambda row: row.get("forkpoint") or "-",
+    "outdated": lambda row: "outdated" if row.get("outdated") else "-",
+    "tags": lambda row: " ".join(row.get("tags") or ()) or "-",
+    "mem": lambda row: human_bytes(row["mem_kib"] * 1024) if row.get("mem_kib") else "-",
+    "disk": _disk,
+    **{field: partial(_size, volume=volume, key=key) for field, (volume, key) in SIZES.items()},
+}
+"""Columns that are no property."""
+
+
+def field_text(row: Row, field: str) -> str:
+    """The text of one column."""
+    if field in COMPUTED:
+        return COMPUTED[field](row)
+    value = row.get(GIVEN[field]) if field in GIVEN else property_value(row, field)
+    return str(value) if value not in (None, "") else "-"
+
+
+def _cell(row: Row, field: str) -> Cell:
+    text = field_text(row, field)
+    if field == "state":
+        note = " (outdated)" if row.get("outdated") else ""
+        return Cell(text + note, STATE_STYLES.get(text, ""))
+    style = LABEL_STYLES.get(row.get("label") or "", "") if field in {"name", "label"} else ""
+    right = field in {"memory", "maxmem", "vcpus", "qid", "mem", *NEEDS_VOLUMES}
+    return Cell(text, style, right)
+
+
+def draw_tree(rows: Sequence[Row], parent: str) -> list[tuple[str, Row]]:
+    """(indented name, row) in the order of a tree: every row stands under the row that its ``parent`` field names."""
+    known = {row["name"] for row in rows}
+    children: dict[str | None, list[Row]] = {}
+    for row in rows:
+        above = row.get(parent)
+        children.setdefault(above if above in known and above != row["name"] else None, []).append(row)
+    drawn: list[tuple[str, Row]] = []
+    seen: set[str] = set()
+
+    def walk(name: str | None, indent: str) -> None:
+        below = children.get(name, [])
+        for position, row in enumerate(below):
+            if row["name"] in seen:
+                continue
+            seen.add(row["name"])
+            last = position == len(below) - 1
+            branch = "" if name is None else ("└─" if last else "├─")
+            drawn.append((indent + branch + row["name"], row))
+            walk(row["name"], indent + ("" if name is None else "  " if last else "│ "))
+
+    walk(None, "")
+    drawn.extend((row["name"], row) for row in rows if row["name"] not in seen)
+    return drawn
+
+
+def fetch(session: Session, fields: Sequence[str]) -> list[Row]:
+    """The rows that the fields need, in one call."""
+    properties = [f for f in fields if f not in GIVEN and f not in COMPUTED]
+    rows = session.do(calls.list_qubes(properties, volumes=bool(NEEDS_VOLUMES & set(fields))))
+    if "fork" in fields and rows and not any("forkpoint" in row for row in rows):
+        _add_fork_points(session, rows)
+    return rows
+
+
+def _add_fork_points(session: Session, rows: list[Row]) -> None:
+    """The state of the fork point that each qube would start from."""
+    points = session.do(calls.forkpoint_list())
+    by_qube = {qube: p["state"] for p in points for qube in (p.get("users") or ())}
+    by_owner = {owner: p["state"] for p in points for owner in (p.get("template"), p.get("qube")) if owner}
+    for row in rows:
+        row["forkpoint"] = by_qube.get(row["name"]) or by_owner.get(row["name"]) or by_owner.get(row.get("template"))
+
+
+def choose(rows: list[Row], names: Sequence[str], keep: Callable[[Row], bool]) -> list[Row]:
+    """The wanted rows; Refused if one that was named is not there."""
+    known = {row["name"] for row in rows}
+    for name in names:
+        if name not in known:
+            raise QubesVMNotFoundError(f"no qube is named {name!r}", hint="`cloison list` shows them all")
+    return [row for row in rows if (not names or row["name"] in names) and keep(row)]
+
+
+@command("list", examples=(
+    ("cloison list", "all qubes"),
+    ("cloison list --running", "only those that run"),
+    ("cloison list --tree", "under the qube that gives them network"),
+    ("cloison list -o name,memory,vcpus", "chosen columns; any property is one"),
+    ("cloison list --raw-data -o name,state", "fields separated by |, for scripts"),
+    ("cloison list --json work", "all about one qube"),
+))  # fmt: skip
+@click.argument("qubes", nargs=-1, type=QUBE)
+@click.option("--format", "layout", type=click.Choice(list(FORMATS)), default="simple", help="Which set of columns.")
+@click.option("-o", "--fields", metavar="FIELDS", help="Columns, separated by commas: any property, or fork, outdated, "
+              "mem, disk, priv-curr, priv-max, root-curr, root-max, tags.")  # fmt: skip
+@click.option("--tree", "shape", flag_value="netvm", help="Draw the tree of networks.")
+@click.option("--by-template", "shape", flag_value="template", help="Draw the tree of templates.")
+@click.option("--running", is_flag=True, help="Only running qubes.")
+@click.option("--paused", is_flag=True, help="Only paused qubes.")
+@click.option("--halted", is_flag=True, help="Only halted qubes.")
+@click.option("--class", "classes", multiple=True, metavar="CLASS", help="Only qubes of this class.")
+@click.option("--tag", "tags", multiple=True, metavar="TAG", help="Only qubes with this tag.")
+@click.option("--exclude", multiple=True, metavar="QUBE", type=QUBE, help="Leave this one out.")
+@click.option("--raw-data", is_flag=True, help="No heading, no padding, fields separated by |.")
+@click.option("--raw-list", is_flag=True, help="Names only, one per line.")
+@json_option
+def COMMAND(session: Session, qubes: tuple[str, ...], layout: str, fields: str | None, shape: str | None,
+            running: bool, paused: bool, halted: bool, classes: tuple[str, ...], tags: tuple[str, ...],
+            exclude: tuple[str, ...], raw_data: bool, raw_list: bool, as_json: bool) -> None:  # fmt: skip
+    """List qubes.
+
+    FORK says whether the next start is instant: `ready` (forked in a fraction of a second), `making`, `stale`,
+    `failed`, or - (boots). A running qube is `outdated` when its template has changed since it started.
+    """
+    wanted = {"Running": running, "Paused": paused, "Halted": halted}
+    states = {state for state, is_wanted in wanted.items() if is_wanted}
+    columns = [f.strip().lower() for f in fields.split(",") if f.strip()] if fields else list(FORMATS[layout])
+
+    def keep(row: Row) -> bool:
+        return ((not states or row["state"] in states) and (not classes or row["class"] in classes)
+                and set(tags) <= set(row.get("tags") or ()) and row["name"] not in exclude)  # fmt: skip
+
+    rows = choose(fetch(session, columns), qubes, keep)
+    if as_json:
+        session.show_json([_as_json(row, columns if fields else ()) for row in rows])
+    elif raw_list:
+        _show_lines([row["name"] for row in rows])
+    elif raw_data:
+        _show_lines(["|".join(field_text(row, field) for field in columns) for row in rows])
+    else:
+        _show_table(session, rows, columns, shape)
+
+
+def _as_json(row: Row, columns: Sequence[str]) -> Row:
+    """Everything that the daemon said; asked properties beside the rest."""
+    plain = {key: value for key, value in row.items() if key not in {"properties", "volumes"} or value}
+    if not columns:
+        return plain
+    given = {**plain, "fork": row.get("forkpoint")}
+    return {c: given.get(GIVEN.get(c, c), property_value(row, c)) for c in columns}
+
+
+def _show_lines(lines: list[str]) -> None:
+    if lines:
+        click.echo("\n".join(lines))
+
+
+def _show_table(session: Session, rows: list[Row], columns: Sequence[str], shape: str | None) -> None:
+    ordered = draw_tree(rows, shape) if shape else [(row["name"], row) for row in rows]
+    table = []
+    for shown_name, row in ordered:
+        cells = [_cell(row, field) for field in columns]
+        table.append([Cell(shown_name, c.style) if f == "name" else c for f, c in zip(columns, cells, strict=True)])
+    session.show_table([column.upper() for column in columns], table)

@@ -1,0 +1,97 @@
+"""Starting the daemon when nobody answers.
+
+In: a layout. Out: a daemon that accepts connections, or DaemonUnreachable. May import: client, layout.
+
+Under a systemd user manager that really runs, the user's unit is started; elsewhere the daemon becomes a process of
+its own session. Two callers at once are fine: the daemon holds a lock, the loser's copy ends, both find the winner.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from cloison.client.failures import DaemonUnreachable
+from cloison.layout import Layout
+
+START_TIMEOUT_S = 30.0
+"""Python's start, opening the database and finding running qubes again take below 2 s; a slow disk may add."""
+POLL_S = 0.02
+UNIT = "cloisond.service"
+
+
+def start_daemon(layout: Layout) -> None:
+    """Return once a daemon listens on the Admin API socket; DaemonUnreachable with the log's last line otherwise."""
+    process = None
+    if not _start_unit(layout):
+        process = _spawn(layout)
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if is_listening(layout.admin_socket):
+            return
+        if process is not None and process.poll() not in (None, 0):
+            break
+        time.sleep(POLL_S)
+    reason = f": {last}" if (last := _last_line(layout.log)) else ""
+    raise DaemonUnreachable(f"the daemon did not start{reason}", hint=f"see {layout.log}, or `cloison doctor`")
+
+
+def is_listening(path: Path) -> bool:
+    """Somebody accepts connections on this unix socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(5)
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+        return True
+
+
+def has_user_manager() -> bool:
+    """A systemd user manager runs for us and knows our unit."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    if os.environ.get("CLOISON_ROOT") or not runtime or not Path(runtime, "systemd", "private").exists():
+        return False
+    config = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    return (config / "systemd" / "user" / UNIT).exists()
+
+
+def _start_unit(layout: Layout) -> bool:
+    if not has_user_manager():
+        return False
+    try:
+        command = ["systemctl", "--user", "start", UNIT]
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=START_TIMEOUT_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0
+
+
+def _spawn(layout: Layout) -> subprocess.Popen[bytes]:
+    layout.log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with layout.log.open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "cloison.daemon"],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd="/",
+            start_new_session=True,
+            close_fds=True,
+        )
+
+
+def _last_line(log: Path) -> str:
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - 4096))
+            lines = [line.strip() for line in file.read().decode("utf-8", "replace").splitlines() if line.strip()]
+    except OSError:
+        return ""
+    return lines[-1][:300] if lines else ""
