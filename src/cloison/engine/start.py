@@ -84,6 +84,10 @@ class Ground:
     write_run: Callable[[QubeName, Run | None], None]
     """Store (None: forget) what is known of a run, durably, before it returns."""
 
+    def kept_console_log(self, name: QubeName) -> Path:
+        """Where the console's output of a stopped qube is kept."""
+        return self.layout.log.parent / "console" / f"{name}.log"
+
 
 @dataclass
 class Live:

@@ -93,5 +93,10 @@ async def put_away(ground: Ground, live: Live, *, clean: bool) -> None:
     if live.link is not None:
         await live.link.close()
     await end_volumes(ground.pool, live.run.volumes, clean=clean)
+    if not live.facts.auto_cleanup:
+        kept = ground.kept_console_log(live.facts.name)
+        with contextlib.suppress(OSError):
+            kept.parent.mkdir(exist_ok=True)
+            shutil.copyfile(live.machine.console_log, kept)
     await asyncio.to_thread(shutil.rmtree, live.directory, ignore_errors=True)
     ground.write_run(live.facts.name, None)

@@ -13,6 +13,7 @@ import logging
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 from cloison.drivers.hypervisor.base import StopReason
@@ -120,6 +121,22 @@ class System:
         if (link := self.live(name).link) is None:
             raise QubeNotRunning(f"{name} runs without an agent", hint=f"`cloison console {name}` reaches it")
         return link
+
+    def console_path(self, name: QubeName) -> Path:
+        return self.live(name).machine.console_socket
+
+    def console_log(self, name: QubeName) -> Path:
+        """The last output of the serial console; kept after the stop, until the next start."""
+        live = self.find_live(name)
+        return live.machine.console_log if live is not None else self.ground.kept_console_log(name)
+
+    async def memory_kib(self, name: QubeName) -> int:
+        live = self.find_live(name)
+        return await live.machine.memory_kib() if live is not None else 0
+
+    def cpu_time_ns(self, name: QubeName) -> int:
+        live = self.find_live(name)
+        return live.machine.cpu_time_ns() if live is not None else 0
 
     # -- verbs
 
@@ -298,9 +315,12 @@ class System:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         for seat in self._seats.values():
-            if seat.live is not None and seat.live.link is not None:
+            if (live := seat.live) is None:
+                continue
+            if live.link is not None:
                 with contextlib.suppress(CloisonError):
-                    await seat.live.link.close()
+                    await live.link.close()
+            await live.machine.detach()
 
 
 def lost_with_daemon(live: Live) -> bool:
