@@ -92,6 +92,15 @@ ensure_packages() {
     fi
 }
 
+# Templates are built from the package sources that the host itself uses, so the host must have read their lists.
+ensure_package_lists() {
+    command -v apt-get > /dev/null || return 0
+    ! compgen -G '/var/lib/apt/lists/*Packages*' > /dev/null || return 0
+    [ "$(id -u)" = 0 ] || sudo -v || fail 'sudo is needed to read the package lists' 'as root: apt-get update'
+    step 'fetching package lists' as_root apt-get update -o DPkg::Lock::Timeout=300 \
+        || fail 'apt-get update failed' 'check the network and /etc/apt/sources.list'
+}
+
 # ensure_venv DIR LOCK: DIR/.venv with exactly what LOCK names, and Cloison itself. Uses the system's Python: others
 # (pyenv's, conda's) may live where other users of this machine cannot read.
 ensure_venv() {
