@@ -158,8 +158,8 @@ class FirewallChanged(QubeEvent):
 
 @dataclass(frozen=True)
 class QubeStartRequested(QubeEvent):
-    start_id: str
-    memory_mib: int
+    start_id: str = ""
+    memory_mib: int = 0
 
 
 @dataclass(frozen=True)
@@ -169,21 +169,21 @@ class QubeFilesVerified(QubeEvent):
 
 @dataclass(frozen=True)
 class QubeSpawnRequested(QubeEvent):
-    start_id: str
+    start_id: str = ""
 
 
 @dataclass(frozen=True)
 class QubeSpawned(QubeEvent):
     """The machine runs; the agent has not answered yet."""
 
-    start_id: str
+    start_id: str = ""
 
 
 @dataclass(frozen=True)
 class QubeStarted(QubeEvent):
     """The agent answered: programs may run."""
 
-    start_id: str
+    start_id: str = ""
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,12 @@ class Transaction(Protocol):
         """Remember when a disposable's number was last used."""
         ...
 
+    def doom_volume(self, pool: str, vid: str) -> None:
+        """Note a volume that must not outlive this change: the next daemon removes it, unless it is spared before."""
+        ...
+
+    def spare_volume(self, pool: str, vid: str) -> None: ...
+
 
 class StateStore(Protocol):
     @property
@@ -86,6 +92,10 @@ class StateStore(Protocol):
     def notes(self, name: QubeName) -> str: ...
     def recent_dispids(self, since: float) -> frozenset[int]:
         """Numbers of disposables used at or after that time."""
+        ...
+
+    def doomed_volumes(self) -> frozenset[tuple[str, str]]:
+        """(pool, vid) of volumes that were doomed and not spared."""
         ...
 
     def close(self) -> None: ...

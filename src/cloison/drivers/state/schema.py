@@ -80,6 +80,12 @@ CREATE TABLE runs (
     record     TEXT NOT NULL,
     started_at REAL NOT NULL
 ) STRICT;
+-- Volumes that the next daemon must remove: half made, or of a qube that is gone already.
+CREATE TABLE doomed_volumes (
+    pool TEXT NOT NULL,
+    vid  TEXT NOT NULL,
+    PRIMARY KEY (pool, vid)
+) STRICT, WITHOUT ROWID;
 CREATE TABLE used_dispids (
     dispid  INTEGER PRIMARY KEY,
     used_at REAL NOT NULL

@@ -134,6 +134,10 @@ class Store:
         rows = self._connection.execute("SELECT dispid FROM used_dispids WHERE used_at >= ?", (since,))
         return frozenset(row[0] for row in rows)
 
+    def doomed_volumes(self) -> frozenset[tuple[str, str]]:
+        rows = self._connection.execute("SELECT pool, vid FROM doomed_volumes")
+        return frozenset((str(pool), str(vid)) for pool, vid in rows)
+
 
 def _connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, isolation_level=None, timeout=5, check_same_thread=True)

@@ -190,3 +190,9 @@ class SqliteTransaction:
 
     def use_dispid(self, dispid: int, at: float) -> None:
         self._run("INSERT OR REPLACE INTO used_dispids (dispid, used_at) VALUES (?, ?)", (dispid, at))
+
+    def doom_volume(self, pool: str, vid: str) -> None:
+        self._run("INSERT OR IGNORE INTO doomed_volumes (pool, vid) VALUES (?, ?)", (pool, vid))
+
+    def spare_volume(self, pool: str, vid: str) -> None:
+        self._run("DELETE FROM doomed_volumes WHERE pool = ? AND vid = ?", (pool, vid))
