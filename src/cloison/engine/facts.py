@@ -5,6 +5,7 @@ In: an inventory and a name. Out: ``Facts``. Pure. May import: model.
 
 from __future__ import annotations
 
+from cloison.engine.runs import VolumeRef
 from cloison.engine.start import Facts
 from cloison.model.classes import Klass
 from cloison.model.inventory import Inventory
@@ -20,18 +21,18 @@ def facts_of(inventory: Inventory, name: QubeName) -> Facts:
     """The facts of one qube; QubeNotFound."""
     qube = inventory.qube(name)
     owner = inventory.template_of_root(name)
-    private_source = inventory.volume_source(name, "private") or qube.volumes["private"]
+    private = inventory.volume_source(name, "private") or qube.volumes["private"]
     features = {key: value for holder in reversed(list(inventory.chain(name, "template")))
                 for key, value in holder.features.items()}  # fmt: skip
     return Facts(
         name=qube.name,
         uuid=qube.uuid,
         klass=qube.klass.value,
-        volumes={slot: volume.vid for slot, volume in qube.volumes.items()},
+        volumes={slot: VolumeRef(volume.pool, volume.vid) for slot, volume in qube.volumes.items()},
         kept_root=qube.klass.keeps_root,
         root_owner=owner.name,
-        root_source_vid=owner.volumes["root"].vid,
-        private_source_vid=private_source.vid,
+        root_source=VolumeRef(owner.volumes["root"].pool, owner.volumes["root"].vid),
+        private_source=VolumeRef(private.pool, private.vid),
         memory_mib=inventory.number(name, "memory"),
         vcpus=inventory.number(name, "vcpus"),
         kernel=inventory.text(name, "kernel"),

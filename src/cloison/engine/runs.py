@@ -9,8 +9,16 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import NamedTuple
 
 from cloison.errors import BackendFailed
+
+
+class VolumeRef(NamedTuple):
+    """Where a volume lives."""
+
+    pool: str
+    vid: str
 
 
 class Phase(Enum):
@@ -32,8 +40,8 @@ class Run:
 
     phase: Phase
     mode: StartMode
-    volumes: tuple[str, ...]
-    """vids opened for the run; each must be ended."""
+    volumes: tuple[VolumeRef, ...]
+    """Opened for the run; each must be ended."""
     started_at: float
     root_revision: str
     """Content identity of the template's root that this run started from (for "outdated")."""
@@ -53,7 +61,9 @@ class Run:
         try:
             fields = json.loads(text)
             fields.update(
-                phase=Phase(fields["phase"]), mode=StartMode(fields["mode"]), volumes=tuple(fields["volumes"])
+                phase=Phase(fields["phase"]),
+                mode=StartMode(fields["mode"]),
+                volumes=tuple(VolumeRef(*ref) for ref in fields["volumes"]),
             )
             return cls(**fields)
         except (ValueError, TypeError, KeyError) as error:

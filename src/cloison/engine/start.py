@@ -23,7 +23,7 @@ from cloison.drivers.storage.base import Chain, Pool
 from cloison.engine.agent import AgentConnector, AgentLink
 from cloison.engine.forkpoints import BOOT_TIMEOUT_S, ForkPoint, ForkPoints, ForkSource
 from cloison.engine.kernels import Kernel, Kernels
-from cloison.engine.runs import Phase, Run, StartMode
+from cloison.engine.runs import Phase, Run, StartMode, VolumeRef
 from cloison.errors import BackendFailed, BadRequest, CloisonError, NotEnoughMemory, NotNow
 from cloison.layout import Layout
 from cloison.model.names import QubeName
@@ -44,15 +44,15 @@ class Facts:
     name: QubeName
     uuid: str
     klass: str
-    volumes: Mapping[str, str]
-    """slot -> vid"""
+    volumes: Mapping[str, VolumeRef]
+    """By slot."""
     kept_root: bool
     """The root is this qube's own (templates, standalones): always booted, committed at the stop."""
     root_owner: QubeName
     """The template (or the qube itself) whose root content this qube starts from."""
-    root_source_vid: str
-    private_source_vid: str
-    """Whose content the private volume shows: its own vid, or that of a disposable's template."""
+    root_source: VolumeRef
+    private_source: VolumeRef
+    """Whose content the private volume shows: its own, or that of a disposable's template."""
     memory_mib: int
     vcpus: int
     kernel: str
@@ -76,7 +76,8 @@ class Ground:
     """What the engine stands on; made once by the daemon."""
 
     layout: Layout
-    pool: Pool
+    pool: Callable[[str], Pool]
+    """The pool of that name, opened."""
     hypervisor: Hypervisor
     connector: AgentConnector
     forkpoints: ForkPoints
@@ -195,9 +196,10 @@ async def launch(ground: Ground, facts: Facts, *, call_owned: bool = False) -> L
     """
     check_startable(facts)
     spec = machine_spec(facts, ground.kernels)
-    info = await ground.pool.info(facts.root_source_vid)
+    root = ground.pool(facts.root_source.pool)
+    info = await root.info(facts.root_source.vid)
     if may_fork(facts):
-        source = ForkSource(facts.root_owner, info.revision_id, await ground.pool.chain(facts.root_source_vid), spec)
+        source = ForkSource(facts.root_owner, info.revision_id, await root.chain(facts.root_source.vid), spec)
         point: ForkPoint | None = None
         try:
             point = await ground.forkpoints.make(source)
@@ -255,23 +257,26 @@ async def _attempt(
     return Live(facts, run, machine, link, directory)
 
 
-async def _open_volumes(pool: Pool, facts: Facts, fork: tuple[ForkPoint, Chain] | None) -> tuple[Disk, ...]:
+async def _open_volumes(
+    pool: Callable[[str], Pool], facts: Facts, fork: tuple[ForkPoint, Chain] | None
+) -> tuple[Disk, ...]:
     disks = []
     for slot in SLOTS:
         if slot in facts.volumes:
             base = (fork[0].root_layer, *fork[1]) if fork and slot == "root" else None
-            disks.append(Disk(slot, await pool.begin_run(facts.volumes[slot], base=base)))
+            ref = facts.volumes[slot]
+            disks.append(Disk(slot, await pool(ref.pool).begin_run(ref.vid, base=base)))
     return tuple(disks)
 
 
-async def end_volumes(pool: Pool, vids: tuple[str, ...], *, clean: bool = False) -> None:
+async def end_volumes(pool: Callable[[str], Pool], volumes: tuple[VolumeRef, ...], *, clean: bool = False) -> None:
     """Close every volume of a run; the first error is raised after all were tried."""
     errors = []
-    for vid in vids:
+    for ref in volumes:
         try:
-            await pool.end_run(vid, clean=clean)
+            await pool(ref.pool).end_run(ref.vid, clean=clean)
         except CloisonError as error:
-            log.error("volume %s could not be closed: %s", vid, error)
+            log.error("volume %s of pool %s could not be closed: %s", ref.vid, ref.pool, error)
             errors.append(error)
     if errors:
         raise errors[0]
@@ -299,7 +304,8 @@ async def _meet(ground: Ground, facts: Facts, machine: Machine, mode: StartMode,
         facts.name, machine.agent_socket, ready_timeout_s=deadline_s, wait_ready=not forked
     )
     try:
-        private = await ground.pool.info(facts.private_source_vid) if facts.disposable else None
+        source = facts.private_source
+        private = await ground.pool(source.pool).info(source.vid) if facts.disposable else None
         mounted = "private" in facts.volumes and not (private is not None and private.pristine)
         await link.control("configure", identity(facts, private_mounted=mounted), timeout_s=deadline_s)
     except BaseException:

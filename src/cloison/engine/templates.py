@@ -120,11 +120,12 @@ class Templates:
     async def _fill(self, template: QubeName, image: BuiltImage) -> None:
         ground = self._system.ground
         root = self._ledger.inventory.qube(template).volumes["root"]
-        await ground.pool.remove(root.vid)
+        pool = ground.pool(root.pool)
+        await pool.remove(root.vid)
         spec = VolumeSpec(
             root.vid, VolumeKind.KEPT, image.size_bytes, revisions_to_keep=root.revisions_to_keep, encrypted=False
         )
-        await ground.pool.import_image(spec, image.disk, image_format="qcow2", content_key=image.key)
+        await pool.import_image(spec, image.disk, image_format="qcow2", content_key=image.key)
         kernel = ground.kernels.add(image.distribution, image.kernel, image.initrd)
         ground.kernels.assign(template, kernel)
         with self._ledger.change() as records:
@@ -142,8 +143,8 @@ class Templates:
             raise BadRequest(f"a qube named {qube} exists already")
         await self._registrar.create(Klass.STANDALONE, qube, label=label)
         try:
-            pool = self._system.ground.pool
             root = self._ledger.inventory.qube(qube).volumes["root"]
+            pool = self._system.ground.pool(root.pool)
             await pool.remove(root.vid)
             spec = VolumeSpec(
                 root.vid, VolumeKind.KEPT, size_bytes, revisions_to_keep=root.revisions_to_keep, encrypted=False
@@ -162,7 +163,7 @@ class Templates:
     async def revision(self, template: QubeName) -> str:
         """Identity of the template's present root content."""
         root = self._ledger.inventory.qube(template).volumes["root"]
-        return (await self._system.ground.pool.info(root.vid)).revision_id
+        return (await self._system.ground.pool(root.pool).info(root.vid)).revision_id
 
     def committed(self, name: QubeName) -> None:
         """A qube with a kept root stopped: tell of its new revision and refresh its fork point, in the background."""
@@ -185,7 +186,8 @@ class Templates:
         live = self._system.find_live(name)
         if live is None or live.facts.kept_root:
             return False
-        info = await self._system.ground.pool.info(live.facts.root_source_vid)
+        source = live.facts.root_source
+        info = await self._system.ground.pool(source.pool).info(source.vid)
         return info.revision_id != live.run.root_revision
 
     # -- fork points
@@ -194,8 +196,9 @@ class Templates:
         """What the fork point that suits this qube is made from."""
         facts = facts_of(self._ledger.inventory, name)
         ground = self._system.ground
-        info = await ground.pool.info(facts.root_source_vid)
-        chain = await ground.pool.chain(facts.root_source_vid)
+        pool = ground.pool(facts.root_source.pool)
+        info = await pool.info(facts.root_source.vid)
+        chain = await pool.chain(facts.root_source.vid)
         return ForkSource(facts.root_owner, info.revision_id, chain, machine_spec(facts, ground.kernels))
 
     async def make_forkpoint(self, name: QubeName, *, again: bool = False) -> ForkPoint:
