@@ -43,7 +43,7 @@ NOT_CLONED = frozenset({"template", "installed_by_rpm", "dispid", "backup_timest
 
 @dataclass(frozen=True)
 class Wish:
-    """A qube to be made. ``pools``: volume name ("" for all) -> pool; ``makers``: for volumes that do not start blank."""
+    """A qube to be made. ``pools``: volume name ("" for all) -> pool; ``makers``: of volumes not made blank."""
 
     klass: Klass
     name: QubeName
