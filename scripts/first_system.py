@@ -24,6 +24,7 @@ from rich.table import Table
 from cloison.layout import Layout
 
 TOP = Path(__file__).parents[1]
+CLOISON = str(Path(sys.executable).with_name("cloison"))
 TEMPLATE = "debian-13"
 DISPOSABLE_TEMPLATE = "default-dvm"
 QUBES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
@@ -69,7 +70,7 @@ class Quickstart:
 
     def cloison(self, *arguments: str, shown: bool = False, allowed: tuple[int, ...] = (0,)) -> str:
         """A ``cloison`` command; one that fails ends the quickstart, saying which and why."""
-        command = [sys.executable, "-m", "cloison.cli", *arguments]
+        command = [CLOISON, *arguments]
         done = subprocess.run(command, text=True, stdout=None if shown else subprocess.PIPE, check=False)
         if done.returncode not in allowed:
             self.console.print(f"\n[red]quickstart stops: `cloison {' '.join(arguments)}` failed[/red] (see above)")

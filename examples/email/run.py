@@ -26,6 +26,7 @@ from typing import Any
 from cloison.layout import Layout
 
 HERE = Path(__file__).parent
+CLOISON = str(Path(sys.executable).with_name("cloison"))
 QUBE = "work"
 CLEAN, HOSTILE = 2, 3
 """Numbers of the messages in the example mailbox."""
@@ -83,7 +84,7 @@ class Scenario:
     # --- acting ----------------------------------------------------------------------------------------------------
 
     def cloison(self, *arguments: str, stdin: bytes = b"") -> bytes:
-        command = [sys.executable, "-m", "cloison.cli", *arguments]
+        command = [CLOISON, *arguments]
         done = subprocess.run(command, input=stdin, capture_output=True, timeout=COMMAND_LIMIT_S)
         if done.returncode != 0:
             reason = done.stderr.decode(errors="replace").strip()

@@ -23,6 +23,7 @@ import pytest
 
 from cloison.layout import Layout
 
+CLOISON = str(Path(sys.executable).with_name("cloison"))
 TEMPLATE = "debian-13"
 DISPOSABLE_TEMPLATE = "default-dvm"
 BUILD_LIMIT_S = 1200
@@ -43,14 +44,14 @@ class LiveSystem:
 
     def start(self, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
         """The ``cloison`` command, started: for tests that do something meanwhile."""
-        command = [sys.executable, "-m", "cloison.cli", *arguments]
+        command = [CLOISON, *arguments]
         return subprocess.Popen(command, env=self.environment, **options)
 
     def cloison(
         self, *arguments: str, stdin: bytes = b"", timeout_s: float = COMMAND_LIMIT_S, expect: int | None = 0
     ) -> subprocess.CompletedProcess[bytes]:
         """Run a ``cloison`` command to its end; ``expect`` is the exit code it must have (None: any)."""
-        command = [sys.executable, "-m", "cloison.cli", *arguments]
+        command = [CLOISON, *arguments]
         done = subprocess.run(command, input=stdin, capture_output=True, timeout=timeout_s, env=self.environment)
         if expect is not None and done.returncode != expect:
             said = (done.stdout + done.stderr).decode(errors="replace").strip()

@@ -6,7 +6,7 @@ In: a layout. Out: results in the table's order. May import: layout, this packag
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -49,21 +49,22 @@ CHECKS: tuple[Check, ...] = (
 )
 
 
-def run_checks(layout: Layout | None = None, *, checks: Sequence[Check] = CHECKS) -> Iterator[CheckResult]:
-    """Run every check, each as it is asked for (the first may take some seconds: it runs a guest).
+def run_checks(layout: Layout | None = None, *, checks: Sequence[Check] = CHECKS) -> list[CheckResult]:
+    """Run every check (the first may take some seconds: it runs a guest).
 
     Never raises: a check that fails in an unforeseen way is itself a failed line.
     """
     ground = Ground(layout or Layout.from_environment())
+    results = []
     for check in checks:
         started = time.monotonic()
         try:
             finding = check.find(ground)
         except Exception as error:  # the border of the doctor: whatever a host may do must become a line
             finding = Finding(Status.FAILED, f"the check itself failed: {type(error).__name__}: {error}", "report this")
-        yield CheckResult(
-            check.name, check.topic.value, finding.status, finding.found, finding.mend, time.monotonic() - started
-        )
+        took = time.monotonic() - started
+        results.append(CheckResult(check.name, check.topic.value, finding.status, finding.found, finding.mend, took))
+    return results
 
 
 def exit_status(results: Sequence[CheckResult]) -> int:

@@ -61,7 +61,10 @@ def _why_no_kvm(device: Path) -> tuple[str, str]:
             f"{device} may not be opened by {getpass.getuser()}",
             f"as root: usermod --append --groups kvm {getpass.getuser()}; then log in again",
         )
-    return f"{device} opens, but a guest does not run", "nothing to do here: the machine below must be mended"
+    return (
+        f"{device} opens, but a guest does not run",
+        "nothing to do here: only the machine below, whose virtual machine this is, could mend it",
+    )
 
 
 def _output(*command: str) -> str:
