@@ -107,6 +107,14 @@ class Machine(Protocol):
         """Resident (proportional) memory of the machine's process."""
         ...
 
+    def cpu_time_ns(self) -> int:
+        """Processor time the machine has used since it started."""
+        ...
+
+    async def detach(self) -> None:
+        """Stop following; the machine runs on. For a daemon that ends."""
+        ...
+
     async def freeze(self, directory: Path) -> Frozen:
         """Stop the guest, write device state into ``directory`` (memory is there already), end the process."""
         ...

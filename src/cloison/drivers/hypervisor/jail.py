@@ -22,7 +22,9 @@ USER_NAMESPACES_HINT = (
 CHECK_TIMEOUT_S = 10
 
 
-def plan_jail(command: list[str], *, accelerator: Accelerator, info_fd: int | None = None) -> list[str]:
+def plan_jail(
+    command: list[str], *, accelerator: Accelerator, info_fd: int | None = None, outlives_parent: bool = True
+) -> list[str]:
     """``command`` inside the jail. ``info_fd``: bubblewrap writes the process's id there (JSON, ``child-pid``)."""
     device = ["--dev-bind", "/dev/kvm", "/dev/kvm"] if accelerator is Accelerator.KVM else []
     return [
@@ -35,6 +37,7 @@ def plan_jail(command: list[str], *, accelerator: Accelerator, info_fd: int | No
         *["--proc", "/proc"],
         *device,
         *["--remount-ro", "/", "--chdir", "/"],
+        *([] if outlives_parent else ["--die-with-parent"]),
         *(["--info-fd", str(info_fd)] if info_fd is not None else []),
         "--",
         f"/usr/bin/{command[0]}",
@@ -44,7 +47,7 @@ def plan_jail(command: list[str], *, accelerator: Accelerator, info_fd: int | No
 
 def check_jail() -> None:
     """Raises BackendFailed with the way to mend it when this host cannot make the jail."""
-    command = plan_jail(["true"], accelerator=Accelerator.EMULATION)
+    command = plan_jail(["true"], accelerator=Accelerator.EMULATION, outlives_parent=False)
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=CHECK_TIMEOUT_S, check=False)
     except FileNotFoundError:

@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cloison.drivers.hypervisor.base import Disk, MachineSpec
+from cloison.drivers.hypervisor.base import Accelerator, Disk, MachineSpec
 from cloison.drivers.hypervisor.jail import plan_jail
 from cloison.drivers.hypervisor.plan import Descriptors, Host, Start, plan_command
 from cloison.errors import BackendFailed, BadRequest
@@ -66,16 +66,18 @@ def start_process(
         if device_state is not None:
             fds = replace(fds, device_state=_open(device_state, os.O_RDONLY, stack))
         command = plan_command(spec, host, disks, fds, start, name=name)
-        started = spawn_jailed(command, host, inherited=_numbers(fds))
+        started = spawn_jailed(command, host.accelerator, inherited=_numbers(fds))
         return replace(started, device_state_fd=fds.device_state)
 
 
-def spawn_jailed(command: list[str], host: Host, *, inherited: Sequence[int]) -> Started:
-    """Run ``command`` jailed in a session of its own (it outlives us), inheriting only the given descriptors."""
+def spawn_jailed(
+    command: list[str], accelerator: Accelerator, *, inherited: Sequence[int], outlives_parent: bool = True
+) -> Started:
+    """Run ``command`` jailed in a session of its own, inheriting only the given descriptors."""
     info_read, info_write = os.pipe2(os.O_CLOEXEC)
     errors_read, errors_write = os.pipe2(os.O_CLOEXEC)
     try:
-        jailed = plan_jail(command, accelerator=host.accelerator, info_fd=info_write)
+        jailed = plan_jail(command, accelerator=accelerator, info_fd=info_write, outlives_parent=outlives_parent)
         try:
             wrapper = subprocess.Popen(
                 jailed,

@@ -136,6 +136,9 @@ class QemuMachine:
     async def memory_kib(self) -> int:
         return self._watch.memory_kib()
 
+    def cpu_time_ns(self) -> int:
+        return self._watch.cpu_time_ns()
+
     async def is_running(self) -> bool:
         """Whether the guest's CPUs run (not paused, not frozen)."""
         status: Any = await self._execute("query-status")

@@ -1,26 +1,159 @@
 """What this host can do for guests: QEMU's version, and whether KVM really runs them.
 
-In: the host. Out: a ``Host``. May import: plan, launch, errors.
+In: the host. Out: a ``Host``. May import: plan, launch, the probe's guest, errors.
+
+A device node proves nothing: some machines offer a KVM that opens and creates guests, and stops at the first
+instruction it does not know. So a guest is run; its answer is remembered until the machine, QEMU or the user's rights
+change.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import hashlib
+import json
+import os
 import re
+import signal
+import subprocess
 from pathlib import Path
 
 from cloison.drivers.hypervisor.base import Accelerator
+from cloison.drivers.hypervisor.launch import spawn_jailed
 from cloison.drivers.hypervisor.plan import Host
+from cloison.drivers.hypervisor.probe_guest import EXIT_PORT, SUCCESS, build_firmware, exit_code
+from cloison.drivers.hypervisor.process import read_boot_id
 from cloison.errors import BackendFailed
 
 QEMU = "qemu-system-x86_64"
+KVM_DEVICE = Path("/dev/kvm")
+PROBE_TIMEOUT_S = 4.0
+"""The guest needs 0.05 s even when it is emulated."""
+VERSION_TIMEOUT_S = 10.0
+MEMORY_FILE = "probe.json"
+INSTALL_HINT = "apt install qemu-system-x86"
 
 
 async def find_host(cache: Path, *, wished: Accelerator | None = None) -> Host:
-    process = await asyncio.create_subprocess_exec(QEMU, "--version", stdout=asyncio.subprocess.PIPE)
-    out, _ = await process.communicate()
-    text = out.decode().splitlines()[0]
+    """The host as guests will see it. ``wished``: take this accelerator without asking.
+
+    Raises BackendFailed if there is no usable QEMU, or no usable jail around it.
+    """
+    text = await read_version()
+    version = parse_version(text)
+    if wished is not None:
+        return Host(wished, version, text, _read_cpu_identity(), "as asked for")
+    key = _digest_circumstances(text)
+    remembered = _find_remembered(cache / MEMORY_FILE, key)
+    if remembered is None:
+        remembered = await probe_kvm()
+        _remember(cache / MEMORY_FILE, key, *remembered)
+    works, why = remembered
+    return Host(Accelerator.KVM if works else Accelerator.EMULATION, version, text, _read_cpu_identity(), why)
+
+
+async def read_version() -> str:
+    """The first line of QEMU's own --version."""
+    try:
+        process = await asyncio.create_subprocess_exec(
+            QEMU, "--version", stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
+        )
+    except FileNotFoundError:
+        raise BackendFailed(f"{QEMU} is not installed", hint=INSTALL_HINT) from None
+    try:
+        async with asyncio.timeout(VERSION_TIMEOUT_S):
+            out, _ = await process.communicate()
+    except TimeoutError:
+        process.kill()
+        raise BackendFailed(f"{QEMU} --version did not answer within {VERSION_TIMEOUT_S:.0f} s") from None
+    return out.decode(errors="replace").partition("\n")[0]
+
+
+def parse_version(text: str) -> tuple[int, int]:
     found = re.search(r"version (\d+)\.(\d+)", text)
     if found is None:
-        raise BackendFailed("x")
-    return Host(wished or Accelerator.EMULATION, (int(found[1]), int(found[2])), text)
+        raise BackendFailed(f"{QEMU} does not tell its version but {text[:80]!a}", hint=INSTALL_HINT)
+    return int(found[1]), int(found[2])
+
+
+async def probe_kvm() -> tuple[bool, str]:
+    """Whether KVM runs a guest, and a sentence for people."""
+    if not KVM_DEVICE.exists():
+        return False, f"there is no {KVM_DEVICE}: the processor's virtualisation is off, or hidden by the machine below"
+    if not os.access(KVM_DEVICE, os.R_OK | os.W_OK):
+        return False, f"this user may not open {KVM_DEVICE}: join its group (`usermod -aG kvm USER`, then log in again)"
+    code = await run_probe_guest(Accelerator.KVM)
+    if code == exit_code(SUCCESS):
+        return True, "a guest ran under KVM"
+    if code is None:
+        return False, f"{KVM_DEVICE} opens, but a guest hangs there: the machine below offers a KVM that cannot run one"
+    return False, f"{KVM_DEVICE} opens, but QEMU cannot run a guest there (exit code {code})"
+
+
+async def run_probe_guest(accelerator: Accelerator) -> int | None:
+    """Run the proving guest, jailed; QEMU's exit code, or None if the guest was still running at the time limit."""
+    firmware = os.memfd_create("firmware", os.MFD_CLOEXEC)
+    try:
+        os.write(firmware, build_firmware())
+        command = _plan_probe(accelerator, firmware)
+        started = await asyncio.to_thread(
+            spawn_jailed, command, accelerator, inherited=(firmware,), outlives_parent=False
+        )
+    finally:
+        os.close(firmware)
+    os.close(started.errors_fd)
+    try:
+        return await asyncio.to_thread(started.wrapper.wait, PROBE_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        if started.wrapper.poll() is None:
+            os.kill(started.pid, signal.SIGKILL)  # its wrapper still holds it: the id cannot be another's
+            await asyncio.to_thread(started.wrapper.wait)
+
+
+def _plan_probe(accelerator: Accelerator, firmware: int) -> list[str]:
+    return [
+        QEMU,
+        *["-nodefaults", "-no-user-config", "-display", "none", "-machine", "q35", "-m", "32M"],
+        *["-accel", accelerator.value, "-cpu", "host" if accelerator is Accelerator.KVM else "qemu64"],
+        *["-bios", f"/proc/self/fd/{firmware}"],
+        *["-device", f"isa-debug-exit,iobase={EXIT_PORT:#x},iosize=4"],
+    ]
+
+
+def _digest_circumstances(version: str) -> str:
+    """Of everything that can change the answer."""
+    may_open = os.access(KVM_DEVICE, os.R_OK | os.W_OK)
+    circumstances = [read_boot_id(), version, os.getuid(), KVM_DEVICE.exists(), may_open, build_firmware().hex()]
+    return hashlib.sha256(json.dumps(circumstances).encode()).hexdigest()
+
+
+def _find_remembered(path: Path, key: str) -> tuple[bool, str] | None:
+    try:
+        remembered = json.loads(path.read_text())
+        if remembered["key"] == key:
+            return bool(remembered["works"]), str(remembered["why"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # nothing remembered, or nonsense: ask again
+    return None
+
+
+def _remember(path: Path, key: str, works: bool, why: str) -> None:
+    """An answer that cannot be kept is only asked again."""
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = path.with_suffix(f".{os.getpid()}")
+        fresh.write_text(json.dumps({"key": key, "works": works, "why": why}))
+        fresh.rename(path)
+
+
+def _read_cpu_identity() -> str:
+    """Model, stepping, microcode and flags of the first processor."""
+    wanted = ("vendor_id", "cpu family", "model", "model name", "stepping", "microcode", "flags")
+    try:
+        first = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
+    except OSError:
+        return ""
+    return "\n".join(line for line in first.splitlines() if line.partition("\t")[0].strip(": ") in wanted)

@@ -54,6 +54,14 @@ class ProcessWatch:
             except ProcessLookupError:
                 pass
 
+    def cpu_time_ns(self) -> int:
+        """User and system time of all its threads; 0 when the process is gone."""
+        try:
+            fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return 0
+        return (int(fields[11]) + int(fields[12])) * 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+
     def memory_kib(self) -> int:
         """Proportional set size; 0 when the process is gone."""
         try:
