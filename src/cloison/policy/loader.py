@@ -49,14 +49,16 @@ def load_from(
     """As load_policy, through another view of the files."""
     reader = _Reader(files, None if legacy is None else str(legacy))
     rules: list[Rule] = []
+    beginnings: list[tuple[str, int]] = []
     directories = [str(policy)] if runtime is None else [str(policy), str(runtime)]
     for directory, name in _reading_order(files, directories):
         path = os.path.join(directory, name)
+        beginnings.append((path, len(rules)))
         for rule in reader.read_top(path, directory):
             if len(rules) >= MAX_RULES:
                 raise PolicyError(f"more than {MAX_RULES} rules", file=rule.place.file, line=rule.place.line)
             rules.append(rule)
-    return PolicySet(tuple(rules), f"sha256:{reader.digest.hexdigest()}", tuple(reader.files_read))
+    return PolicySet(tuple(rules), f"sha256:{reader.digest.hexdigest()}", tuple(reader.contents), tuple(beginnings))
 
 
 def _reading_order(files: PolicyFiles, directories: list[str]) -> list[tuple[str, str]]:
@@ -98,7 +100,8 @@ class _Reader:
     def __init__(self, files: PolicyFiles, legacy: str | None) -> None:
         self._files = files
         self._legacy = legacy
-        self.files_read: list[str] = []
+        self._opened = 0
+        self.contents: dict[str, bytes] = {}
         self.digest = sha256()
 
     def read_top(self, path: str, base: str) -> Iterator[Rule]:
@@ -180,8 +183,11 @@ class _Reader:
     def _content(self, path: str, place: RulePlace, *, may_be_special: bool = False) -> bytes | None:
         """The bytes of the file; None for something that is no regular file where that is to be passed over."""
         line = place.line or None
-        if len(self.files_read) >= MAX_FILES_READ:
+        self._opened += 1
+        if self._opened > MAX_FILES_READ:
             raise PolicyError(f"more than {MAX_FILES_READ} files are read", file=place.file, line=line)
+        if path in self.contents:
+            return self.contents[path]
         try:
             content = self._files.read_file(path)
         except (OSError, ValueError) as error:
@@ -191,7 +197,7 @@ class _Reader:
             if may_be_special:
                 return None
             raise PolicyError(f"{path} is not a regular file", file=place.file, line=line)
-        self.files_read.append(path)
+        self.contents[path] = content
         self.digest.update(path.encode("utf-8", "surrogateescape") + b"\0" + sha256(content).digest())
         return content
 

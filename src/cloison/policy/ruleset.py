@@ -49,12 +49,20 @@ class RuleList:
 class PolicySet:
     """A whole, valid policy. Immutable; what it remembers is only what evaluation would compute again."""
 
-    __slots__ = ("_by_service", "_lists", "decisions", "digest", "files", "rules", "usual")
+    __slots__ = ("_by_service", "_lists", "beginnings", "decisions", "digest", "files", "rules", "usual")
 
-    def __init__(self, rules: tuple[Rule, ...], digest: str = "", files: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        rules: tuple[Rule, ...],
+        digest: str = "",
+        files: tuple[str, ...] = (),
+        beginnings: tuple[tuple[str, int], ...] = (),
+    ) -> None:
         self.rules = rules
         self.digest = digest
         self.files = files
+        self.beginnings = beginnings
+        """Each top-level file in reading order, and the position of its first rule."""
         self.decisions: Decisions | None = None
         self.usual: dict[tuple[str, str], RuleList] = {}
         """Answers of ``rules_for`` for services and arguments that rules name, and for their empty argument."""

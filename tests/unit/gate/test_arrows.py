@@ -28,7 +28,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "doctor": ("cloison.policy", "cloison.templates", "cloison.client.spawn", *HOST_PROBES),
     "daemon": ("cloison",),
 }
-EXCEPTIONS = {"cli/daemon.py": ("cloison.daemon",)}
+EXCEPTIONS = {"cli/daemon.py": ("cloison.daemon",), "cli/policy.py": ("cloison.policy",)}
 STANDARD_LIBRARY_ONLY = ("wire", "model", "policy")
 
 
