@@ -5,11 +5,10 @@ In: the state store's ``runs`` rows. Out: frozen records. May import: model, err
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cloison.errors import BackendFailed
 
@@ -52,14 +51,18 @@ class Run:
     """A disposable that belongs to one call: the call is lost with the daemon, so the disposable goes too."""
     paused: bool = False
 
-    def to_json(self) -> str:
-        fields = dict(vars(self), phase=self.phase.value, mode=self.mode.value, machine=dict(self.machine))
-        return json.dumps(fields)
+    def to_record(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        fields: dict[str, Any] = dict(
+            vars(self), phase=self.phase.value, mode=self.mode.value, machine=dict(self.machine)
+        )
+        return fields
 
     @classmethod
-    def from_json(cls, text: str) -> Run:
+    def from_record(cls, record: Mapping[str, Any]) -> Run:
+        """The opposite; BackendFailed if it is none of ours."""
         try:
-            fields = json.loads(text)
+            fields = dict(record)
             fields.update(
                 phase=Phase(fields["phase"]),
                 mode=StartMode(fields["mode"]),

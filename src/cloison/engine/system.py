@@ -91,6 +91,8 @@ class System:
         self._on_committed = on_committed
         self._seats: dict[QubeName, _Seat] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+        self.power_changes = 0
+        """Counts changes of power states, for whoever keeps a picture of them."""
 
     # -- looking
 
@@ -148,13 +150,13 @@ class System:
             if seat.live is not None:
                 return
             facts = self.books.facts(name)
-            seat.state = PowerState.TRANSIENT
+            self._turn_to(seat, PowerState.TRANSIENT)
             start_id = str(uuid.uuid4())
             self.books.say(QubeStartRequested(name, start_id, facts.memory_mib))
             try:
                 live = await launch(self.ground, facts, call_owned=call_owned)
             except BaseException as error:
-                seat.state = PowerState.HALTED
+                self._turn_to(seat, PowerState.HALTED)
                 reason = str(error) if isinstance(error, CloisonError) else type(error).__name__
                 self.books.say(QubeStartFailed(name, reason))
                 raise
@@ -167,7 +169,8 @@ class System:
     def seat(self, live: Live, state: PowerState) -> None:
         """Take a live qube into the system and watch over it."""
         seat = self._seats.setdefault(live.facts.name, _Seat(asyncio.Lock()))
-        seat.live, seat.state, seat.wanted_down = live, state, False
+        seat.live, seat.wanted_down = live, False
+        self._turn_to(seat, state)
         seat.watcher = self.own(self._watch(seat, live), f"watch {live.facts.name}")
 
     async def shutdown(self, name: QubeName, *, force: bool = False, wait: bool = False) -> None:
@@ -189,7 +192,7 @@ class System:
             self.ground.kernels.assign(name, kernel)
         await ask_to_stop(live)
         if seat.live is live:
-            seat.state = PowerState.HALTING
+            self._turn_to(seat, PowerState.HALTING)
         if wait:
             assert seat.watcher is not None
             limit = live.facts.shutdown_timeout_s
@@ -214,7 +217,7 @@ class System:
                 raise QubeNotRunning(f"{name} is paused already")
             await live.machine.pause()
             self._write_paused(live, paused=True)
-            seat.state = PowerState.PAUSED
+            self._turn_to(seat, PowerState.PAUSED)
             self.books.say(QubePaused(name))
 
     async def unpause(self, name: QubeName) -> None:
@@ -224,7 +227,7 @@ class System:
                 raise QubeNotPaused(f"{name} is not paused")
             await live.machine.resume()
             self._write_paused(live, paused=False)
-            seat.state = PowerState.RUNNING
+            self._turn_to(seat, PowerState.RUNNING)
             self.books.say(QubeUnpaused(name))
 
     def release(self, name: QubeName) -> None:
@@ -247,6 +250,10 @@ class System:
                 raise QubeNotHalted(f"{name} is running", hint=f"`cloison shutdown {name}` first")
             yield
 
+    def _turn_to(self, seat: _Seat, state: PowerState) -> None:
+        seat.state = state
+        self.power_changes += 1
+
     def _standing(self, name: QubeName) -> tuple[_Seat, Live]:
         if name == DOM0:
             raise BadRequest("dom0 cannot be stopped from here")
@@ -265,14 +272,14 @@ class System:
         reason = await live.machine.wait_stopped()
         expected = seat.wanted_down or reason is StopReason.GUEST_POWEROFF
         log.log(logging.INFO if expected else logging.WARNING, "%s stopped: %s", name, reason.value)
-        seat.state = PowerState.DYING
+        self._turn_to(seat, PowerState.DYING)
         try:
             await put_away(self.ground, live, clean=reason is StopReason.GUEST_POWEROFF)
         except CloisonError as error:
             log.error("%s was not put away cleanly: %s", name, error)
         finally:
             seat.live = None
-            seat.state = PowerState.HALTED
+            self._turn_to(seat, PowerState.HALTED)
         self.books.say(QubeStopped(name, reason.value))
         if live.facts.kept_root:
             self._on_committed(name)

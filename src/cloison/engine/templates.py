@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from cloison.drivers.storage.base import VolumeKind, VolumeSpec
+from cloison.drivers.storage.base import Pool, VolumeSpec
 from cloison.engine.events import ForkPointDropped, ForkPointMade, TemplateCommitted
 from cloison.engine.facts import AGENT_FEATURE, facts_of
 from cloison.engine.forkpoints import ForkPoint, ForkSource
 from cloison.engine.inventory import Ledger
+from cloison.engine.qubes import Qubes, Wish
 from cloison.engine.start import machine_spec
 from cloison.engine.system import System
+from cloison.engine.volumes import Maker
 from cloison.errors import BadRequest, CloisonError
 from cloison.model.classes import Klass
 from cloison.model.inventory import Inventory
@@ -61,13 +63,6 @@ BuildImage = Callable[[Mapping[str, Any], Progress], Awaitable[BuiltImage]]
 """Build (or find in the cache) the image that a request asks for."""
 
 
-class Registrar(Protocol):
-    """The bookkeeping verbs that making a template needs."""
-
-    async def create(self, klass: Klass, name: QubeName, *, label: str) -> object: ...
-    async def forget(self, name: QubeName) -> None: ...
-
-
 @dataclass(frozen=True)
 class ForkPointRow:
     """One line of ``cloison forkpoint list``."""
@@ -84,11 +79,12 @@ class ForkPointRow:
 class Templates:
     """Verbs on templates and their fork points."""
 
-    def __init__(self, system: System, ledger: Ledger, registrar: Registrar, build_image: BuildImage) -> None:
+    def __init__(self, system: System, ledger: Ledger, qubes: Qubes, build_image: BuildImage) -> None:
         self._system = system
         self._ledger = ledger
-        self._registrar = registrar
+        self._qubes = qubes
         self._build_image = build_image
+        self._revisions: dict[QubeName, str] = {}
 
     async def build(
         self, name: str, request: Mapping[str, Any], *, label: str = "black", progress: Progress
@@ -102,12 +98,19 @@ class Templates:
             raise BadRequest(f"a qube named {template} exists already", hint=f"`cloison remove {template}` first")
         image = await self._build_image(request, lambda step, done: progress(step, done and done * 0.5))
         progress("making the template", 0.5)
-        await self._registrar.create(Klass.TEMPLATE, template, label=label)
-        try:
-            await self._fill(template, image)
-        except BaseException:
-            await self._registrar.forget(template)
-            raise
+        await self._qubes.create(
+            Wish(
+                Klass.TEMPLATE,
+                template,
+                label,
+                properties={"kernelopts": BOOT_OPTIONS},
+                features={**TEMPLATE_FEATURES, "os-distribution": image.distribution},
+                sizes={"root": image.size_bytes},
+                makers={"root": _maker(image.disk, "qcow2", image.key)},
+            )
+        )
+        kernels = self._system.ground.kernels
+        kernels.assign(template, kernels.add(image.distribution, image.kernel, image.initrd))
         progress("making its fork point (one boot)", 0.55)
         try:
             await self.make_forkpoint(template)
@@ -115,24 +118,20 @@ class Templates:
             log.warning("%s has no fork point yet: %s", template, error)
             progress(f"no fork point yet: {error}", None)
         progress("done", 1.0)
-        return template, await self.revision(template)
+        revision = self._revisions[template] = await self.revision(template)
+        return template, revision
 
-    async def _fill(self, template: QubeName, image: BuiltImage) -> None:
-        ground = self._system.ground
-        root = self._ledger.inventory.qube(template).volumes["root"]
-        pool = ground.pool(root.pool)
-        await pool.remove(root.vid)
-        spec = VolumeSpec(
-            root.vid, VolumeKind.KEPT, image.size_bytes, revisions_to_keep=root.revisions_to_keep, encrypted=False
-        )
-        await pool.import_image(spec, image.disk, image_format="qcow2", content_key=image.key)
-        kernel = ground.kernels.add(image.distribution, image.kernel, image.initrd)
-        ground.kernels.assign(template, kernel)
-        with self._ledger.change() as records:
-            for feature, value in TEMPLATE_FEATURES.items():
-                records.set_feature(template, feature, value)
-            records.set_feature(template, "os-distribution", image.distribution)
-            records.set_property(template, "kernelopts", BOOT_OPTIONS)
+    async def commit(self, template: QubeName, progress: Progress) -> str:
+        """Shut the template down if it runs and give its new revision a fork point; answers the revision."""
+        if self._ledger.inventory.qube(template).klass is not Klass.TEMPLATE:
+            raise BadRequest(f"{template} is not a template")
+        if self._system.is_running(template):
+            progress("shutting the template down", 0.0)
+            await self._system.shutdown(template, wait=True)
+        progress("making the fork point of the new revision", 0.3)
+        await self.make_forkpoint(template)
+        progress("done", 1.0)
+        return await self.revision(template)
 
     async def import_standalone(
         self, name: str, image: Path, *, image_format: str, size_bytes: int, label: str = "red", memory_mib: int = 0
@@ -141,23 +140,17 @@ class Templates:
         qube = parse_qube_name(name)
         if self._ledger.inventory.find(qube) is not None:
             raise BadRequest(f"a qube named {qube} exists already")
-        await self._registrar.create(Klass.STANDALONE, qube, label=label)
-        try:
-            root = self._ledger.inventory.qube(qube).volumes["root"]
-            pool = self._system.ground.pool(root.pool)
-            await pool.remove(root.vid)
-            spec = VolumeSpec(
-                root.vid, VolumeKind.KEPT, size_bytes, revisions_to_keep=root.revisions_to_keep, encrypted=False
+        await self._qubes.create(
+            Wish(
+                Klass.STANDALONE,
+                qube,
+                label,
+                properties={"kernel": "", **({"memory": memory_mib} if memory_mib else {})},
+                features={AGENT_FEATURE: ""},
+                sizes={"root": size_bytes},
+                makers={"root": _maker(image, image_format, f"import {qube} {size_bytes}")},
             )
-            await pool.import_image(spec, image, image_format=image_format, content_key=f"import {qube}")
-            with self._ledger.change() as records:
-                records.set_property(qube, "kernel", "")
-                records.set_feature(qube, AGENT_FEATURE, "")
-                if memory_mib:
-                    records.set_property(qube, "memory", memory_mib)
-        except BaseException:
-            await self._registrar.forget(qube)
-            raise
+        )
         return qube
 
     async def revision(self, template: QubeName) -> str:
@@ -172,7 +165,7 @@ class Templates:
             self._system.own(self._refresh(name), f"refresh {name}")
 
     async def _refresh(self, template: QubeName) -> None:
-        revision = await self.revision(template)
+        revision = self._revisions[template] = await self.revision(template)
         self._ledger.tell(TemplateCommitted(template, revision))
         for key in self._system.ground.forkpoints.drop_stale(template, revision):
             self._ledger.tell(ForkPointDropped(template, f"{key}: the template has a newer revision"))
@@ -181,14 +174,21 @@ class Templates:
         except CloisonError as error:
             log.warning("the fork point of %s could not be refreshed: %s", template, error)
 
-    async def outdated(self, name: QubeName) -> bool:
+    async def learn_revisions(self) -> None:
+        """Read every template's present revision once, so that ``is_outdated`` need not wait."""
+        for qube in self._ledger.inventory:
+            if qube.klass is Klass.TEMPLATE:
+                try:
+                    self._revisions[qube.name] = await self.revision(qube.name)
+                except CloisonError as error:
+                    log.error("the root of %s cannot be read: %s", qube.name, error)
+
+    def is_outdated(self, name: QubeName) -> bool:
         """Whether a running qube started from an older root revision than its template has now."""
         live = self._system.find_live(name)
         if live is None or live.facts.kept_root:
             return False
-        source = live.facts.root_source
-        info = await self._system.ground.pool(source.pool).info(source.vid)
-        return info.revision_id != live.run.root_revision
+        return self._revisions.get(live.facts.root_owner, live.run.root_revision) != live.run.root_revision
 
     # -- fork points
 
@@ -238,6 +238,17 @@ class Templates:
         for found in chosen:
             self._system.ground.forkpoints.drop(found)
         return chosen
+
+
+def _maker(image: Path, image_format: str, content_key: str) -> Maker:
+    """Makes a root volume of an image."""
+
+    async def make(pool: Pool, spec: VolumeSpec) -> None:
+        await pool.import_image(
+            replace(spec, encrypted=False), image, image_format=image_format, content_key=content_key
+        )
+
+    return make
 
 
 def _has_template(inventory: Inventory, name: str) -> bool:

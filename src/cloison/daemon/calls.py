@@ -1,0 +1,37 @@
+"""The Admin API for qubes: reached through the broker, after the policy.
+
+In: calls to dom0 that the broker admitted. Out: the Admin API's answers. May import: admin, qrexec, policy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+
+from cloison.admin.dispatch import Admin
+from cloison.admin.methods import Permits
+from cloison.daemon.targets import EngineTargets
+from cloison.model.names import DOM0, QubeName
+from cloison.policy import Allow, PolicySource, Request
+from cloison.qrexec.ports import Handler, ServiceCall
+
+
+def admin_handlers(admin: Admin) -> Mapping[str, Handler]:
+    """Every method that qubes may be allowed to call, as a service of dom0."""
+
+    async def serve(call: ServiceCall, stdin: bytes) -> AsyncIterator[bytes]:
+        dest = DOM0 if call.requested_target in ("", "@adminvm", "@default") else call.requested_target
+        return admin.stream(call.source, dest, call.service, call.argument, stdin)
+
+    return dict.fromkeys(admin.services(), serve)
+
+
+def may_know(policy: PolicySource, targets: EngineTargets) -> Permits:
+    """Filters lists and events for callers other than dom0 by the policy, an "ask" being a no."""
+
+    def permits(source: QubeName, method: str, arg: str, dest: QubeName) -> bool:
+        if source == DOM0:
+            return True
+        verdict = policy.evaluate(targets.system_info(), Request(source, dest, method, f"+{arg}"))
+        return isinstance(verdict, Allow)
+
+    return permits

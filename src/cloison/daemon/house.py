@@ -1,0 +1,199 @@
+"""The wiring: one system, put together from its rooms, served until cancelled.
+
+In: a layout. Out: sockets that answer. May import: every room but cli.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from cloison.admin.dispatch import Admin
+from cloison.admin.server import AdminServer
+from cloison.daemon.books import Bookkeeping
+from cloison.daemon.calls import admin_handlers, may_know
+from cloison.daemon.own import DaemonVerbs, Facade, build_for_engine
+from cloison.daemon.targets import EngineTargets
+from cloison.drivers.hypervisor.qemu import QemuHypervisor
+from cloison.drivers.state.sqlite import Store
+from cloison.drivers.storage.base import DiskLayer
+from cloison.drivers.storage.qcow2 import Qcow2Pool, make_layer
+from cloison.engine.events import EventBus
+from cloison.engine.forkpoints import ForkPoints
+from cloison.engine.inventory import Ledger
+from cloison.engine.kernels import Kernels
+from cloison.engine.properties import Properties
+from cloison.engine.qubes import Qubes
+from cloison.engine.recover import recover
+from cloison.engine.runs import Phase, Run, StartMode, VolumeRef
+from cloison.engine.start import Ground
+from cloison.engine.system import System
+from cloison.engine.templates import Templates
+from cloison.engine.volumes import PoolDriver, Volumes
+from cloison.errors import CloisonError
+from cloison.layout import Layout
+from cloison.model.classes import Klass
+from cloison.model.names import QubeName
+from cloison.model.qube import Pool
+from cloison.policy import PolicySource, install_defaults
+from cloison.qrexec.audit import JsonLines
+from cloison.qrexec.broker import Broker
+from cloison.qrexec.dom0 import Dom0Services
+from cloison.qrexec.hostclients import HostClients
+from cloison.qrexec.link import RelayConnector
+from cloison.qrexec.ports import Limits
+from cloison.qrexec.spawner import Spawner
+
+log = logging.getLogger(__name__)
+
+KILL_TIMEOUT_S = 60.0
+"""Longest wait for qubes to be put away when the daemon was told to end them too."""
+
+
+@dataclass
+class House:
+    """The rooms, joined."""
+
+    layout: Layout
+    ledger: Ledger
+    system: System
+    templates: Templates
+    admin: Admin
+    broker: Broker
+    stopping: asyncio.Future[bool]
+    """Resolved when the daemon shall end; True: its qubes too."""
+
+
+async def serve(layout: Layout) -> None:
+    """Serve one system until cancelled or told to stop. Raises CloisonError if it cannot begin."""
+    async with built(layout) as house:
+        server = AdminServer(layout.admin_socket, house.admin)
+        clients = HostClients(layout.qrexec_socket, house.broker)
+        async with AsyncExitStack() as stack:
+            await clients.open()
+            stack.push_async_callback(clients.close)
+            await server.start()
+            stack.push_async_callback(server.close)
+            log.info("serving %s", layout.admin_socket)
+            house.system.own(_autostart(house), "autostart")
+            kill_qubes = await house.stopping
+        if kill_qubes:
+            await _kill_all(house.system)
+
+
+@asynccontextmanager
+async def built(layout: Layout) -> AsyncIterator[House]:
+    """Everything but the sockets: state opened, qubes of an earlier daemon found again."""
+    install_defaults(layout.policy)
+    policy = PolicySource(layout.policy, layout.runtime_policy)
+    async with AsyncExitStack() as stack:
+        store = Store.open(layout.database)
+        stack.callback(store.close)
+        ledger = Ledger(store, EventBus())
+        hypervisor = QemuHypervisor(layout.cache)
+        accelerator = await hypervisor.accelerator()
+        connector = RelayConnector(Spawner())
+        stack.push_async_callback(connector.close)
+        forkpoints = ForkPoints(layout.forkpoints, hypervisor, connector, make_layer, _make_blank)
+        stack.push_async_callback(forkpoints.close)
+
+        kernels = Kernels(layout.data / "kernels")
+        books = Bookkeeping(ledger)
+        ground = Ground(
+            layout, lambda name: books.volumes.pool(name), hypervisor, connector, forkpoints, kernels,
+            functools.partial(_write_run, ledger),
+        )  # fmt: skip
+        committed: list[Templates] = []
+        system = System(ground, books, on_committed=lambda name: committed[0].committed(name))
+        stack.push_async_callback(system.close)
+        books.volumes = Volumes(ledger, system, {"file-qcow2": PoolDriver(functools.partial(_open_pool, layout.pools))})
+        books.qubes = Qubes(ledger, system, books.volumes)
+        templates = Templates(system, ledger, books.qubes, functools.partial(build_for_engine, layout.cache))
+        committed.append(templates)
+
+        stopping: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        facade = Facade(layout, accelerator, (host := await hypervisor.host()).qemu_text, host.why, time.time())
+        own = DaemonVerbs(facade, system, templates, ledger, lambda kill: _tell(stopping, kill))
+        properties = Properties(ledger, system, books.volumes)
+        targets = EngineTargets(system, ledger, books.qubes)
+        admin = Admin(ledger, books.qubes, properties, books.volumes, system, own,
+                      imports=layout.data / "imports", permits=may_know(policy, targets))  # fmt: skip
+        limits = Limits()
+        dom0 = Dom0Services(layout.services, admin_handlers(admin), stdin_bytes=limits.builtin_stdin_bytes)
+        audit = JsonLines(layout.audit)
+        stack.callback(audit.close)
+        broker = Broker(targets, policy, audit, dom0, limits=limits)
+        connector.on_call, connector.on_gone = broker.on_call, broker.on_gone
+
+        await books.volumes.sweep()
+        await recover(system, _read_runs(ledger), _leftovers(ledger))
+        await templates.learn_revisions()
+        yield House(layout, ledger, system, templates, admin, broker, stopping)
+
+
+def _tell(stopping: asyncio.Future[bool], kill_qubes: bool) -> None:
+    if not stopping.done():
+        stopping.set_result(kill_qubes)
+
+
+def _open_pool(pools: Path, record: Pool) -> Qcow2Pool:
+    return Qcow2Pool(record.name, Path(record.config.get("dir_path") or pools / record.name))
+
+
+async def _make_blank(path: Path, size_bytes: int) -> DiskLayer:
+    """A sparse raw file: the disk behind a slot that a frozen guest does not look at."""
+    with path.open("wb") as file:
+        file.truncate(size_bytes)
+    return DiskLayer(path, "raw")
+
+
+def _write_run(ledger: Ledger, name: QubeName, run: Run | None) -> None:
+    with ledger.change(durable=False) as records:
+        if run is None:
+            records.delete_run(name)
+        else:
+            records.set_run(name, run.to_record(), run.started_at)
+
+
+def _read_runs(ledger: Ledger) -> dict[QubeName, Run]:
+    runs = {}
+    for name, row in ledger.inventory.runs.items():
+        try:
+            runs[name] = Run.from_record(row.record)
+        except CloisonError as error:
+            log.error("%s of %s: ending what is left of it", error, name)
+            volumes = tuple(VolumeRef(v.pool, v.vid) for v in ledger.inventory.qube(name).volumes.values())
+            runs[name] = Run(Phase.STARTING, StartMode.BOOT, volumes, row.started_at, "")
+    return runs
+
+
+def _leftovers(ledger: Ledger) -> list[QubeName]:
+    inventory = ledger.inventory
+    return [q.name for q in inventory if q.klass is Klass.DISPOSABLE and inventory.flag(q.name, "auto_cleanup")]
+
+
+async def _autostart(house: House) -> None:
+    inventory = house.ledger.inventory
+    for qube in inventory:
+        if qube.is_machine and inventory.flag(qube.name, "autostart"):
+            try:
+                await house.system.start(qube.name)
+            except CloisonError as error:
+                log.error("%s was not started automatically: %s", qube.name, error)
+
+
+async def _kill_all(system: System) -> None:
+    async def kill(name: QubeName) -> None:
+        with contextlib.suppress(CloisonError):
+            await system.kill(name)
+
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(KILL_TIMEOUT_S):
+            await asyncio.gather(*(kill(name) for name in system.running()))
