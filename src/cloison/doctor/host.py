@@ -15,9 +15,8 @@ import subprocess
 from pathlib import Path
 
 from cloison.doctor.result import Finding, Ground, Status
-from cloison.drivers.hypervisor.base import Accelerator
 from cloison.drivers.hypervisor.jail import check_jail
-from cloison.drivers.hypervisor.probe import find_host
+from cloison.drivers.hypervisor.probe import KVM_DEVICE, probe_kvm
 from cloison.errors import BackendFailed
 
 QEMU = "qemu-system-x86_64"
@@ -38,33 +37,26 @@ def find_accelerator(ground: Ground) -> Finding:
     """Runs a few guest instructions under KVM: on some machines /dev/kvm opens and yet no guest gets anywhere."""
     if shutil.which(QEMU) is None:
         return Finding(Status.FAILED, "cannot be tried without QEMU", "as root: apt-get install qemu-system-x86")
-    host = asyncio.run(find_host(ground.layout.cache))
-    if host.accelerator is Accelerator.KVM:
+    try:
+        works, why = asyncio.run(probe_kvm())
+    except BackendFailed as error:
+        return Finding(Status.FAILED, error.message, error.hint)
+    if works:
         return Finding(Status.OK, "KVM works: guests run at the processor's own speed")
-    reason, mend = _why_no_kvm(Path("/dev/kvm"))
     return Finding(
         Status.WARNING,
-        f"no KVM, {reason}: guests are emulated. A disposable answers after about 0.6 s instead of 0.15 s, heavy work "
-        "in a qube takes 10 to 30 times as long, and a fork point takes a minute to make",
-        mend,
+        f"{why}. Guests are emulated: a disposable answers after about 0.6 s instead of 0.15 s, heavy work in a qube "
+        "takes 10 to 30 times as long, and a fork point takes a minute to make",
+        _mend_kvm(KVM_DEVICE),
     )
 
 
-def _why_no_kvm(device: Path) -> tuple[str, str]:
+def _mend_kvm(device: Path) -> str:
     if not device.exists():
-        return (
-            "the kernel offers none",
-            "switch on VT-x or AMD-V in the firmware; in a virtual machine, nested virtualisation on the one below",
-        )
+        return "switch on VT-x or AMD-V in the firmware; in a virtual machine, nested virtualisation on the one below"
     if not os.access(device, os.R_OK | os.W_OK):
-        return (
-            f"{device} may not be opened by {getpass.getuser()}",
-            f"as root: usermod --append --groups kvm {getpass.getuser()}; then log in again",
-        )
-    return (
-        f"{device} opens, but a guest does not run",
-        "nothing to do here: only the machine below, whose virtual machine this is, could mend it",
-    )
+        return f"as root: usermod --append --groups kvm {getpass.getuser()}; then log in again"
+    return "nothing to do here: only the machine below, whose virtual machine this is, could mend it"
 
 
 def _output(*command: str) -> str:

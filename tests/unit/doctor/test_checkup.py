@@ -153,14 +153,14 @@ def test_no_daemon_is_fine(ground: Ground) -> None:
 
 
 @pytest.mark.parametrize(
-    ("exists", "may_open", "reason"),
-    [(False, False, "none"), (True, False, "may not be opened"), (True, True, "a guest does not run")],
+    ("exists", "may_open", "advice"),
+    [(False, False, "firmware"), (True, False, "usermod"), (True, True, "nothing to do here")],
 )
-def test_the_reason_for_no_kvm_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exists: bool, may_open: bool, reason: str
+def test_the_advice_for_no_kvm_fits_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exists: bool, may_open: bool, advice: str
 ) -> None:
     device = tmp_path / "kvm"
     if exists:
         device.touch()
     monkeypatch.setattr(os, "access", lambda path, mode: may_open)
-    assert reason in host._why_no_kvm(device)[0]
+    assert advice in host._mend_kvm(device)
