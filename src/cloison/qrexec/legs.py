@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections import deque
 
 from cloison.engine.agent import ServiceResult
 from cloison.errors import BackendFailed
@@ -30,6 +29,8 @@ from cloison.wire import (
 )
 
 READ_BYTES = 2 * MAX_PAYLOAD
+MAX_WAITING_EVENTS = 100_000
+"""Data are bounded by the windows (many tiny frames at worst); more events than this are a flood."""
 
 
 class LegLost(BackendFailed):
@@ -37,29 +38,31 @@ class LegLost(BackendFailed):
 
 
 class Leg:
-    """One live leg: events in, events out, windows obeyed. Closed by ``close`` or as a context manager."""
+    """One live leg: events in, events out, windows obeyed. Closed by ``close``.
+
+    A task of its own listens from the beginning, so credit and the end of the call are noticed whatever the owner
+    waits for; what it keeps is bounded by the windows.
+    """
 
     def __init__(self, sock: socket.socket, role: Role) -> None:
+        sock.setblocking(False)
         self._socket = sock
         self._connection = Connection(role, live=True)
         self._loop = asyncio.get_running_loop()
         self._counters = {stream: CreditCounter() for stream in Stream}
-        self._waiting: deque[Event] = deque()
+        self._events: asyncio.Queue[Event | None] = asyncio.Queue()
         self._moved = asyncio.Event()
-        self._lost = ""
         self._writing = asyncio.Lock()
-        sock.setblocking(False)
+        self.lost: asyncio.Future[str] = self._loop.create_future()
+        """Why no more events come (also after the last one of a good end)."""
+        self._listener = asyncio.create_task(self._listen(), name="leg")
 
     async def next_event(self) -> Event:
-        """The next event of the other end; raises LegLost at its end (also for RESET)."""
-        while not self._waiting:
-            if self._lost:
-                raise LegLost(self._lost)
-            await self._receive()
-        event = self._waiting.popleft()
-        if isinstance(event, Reset):
-            self._lost = event.reason or "the other end gave up"
-            raise LegLost(self._lost)
+        """The next event of the other end, credit aside; raises LegLost at its end (also for RESET)."""
+        event = await self._events.get()
+        if event is None:
+            self._events.put_nowait(None)
+            raise LegLost(self.lost.result())
         return event
 
     async def consumed(self, stream: int, size_bytes: int) -> None:
@@ -75,15 +78,15 @@ class Leg:
         await self._write(data)
 
     async def send_stream(self, stream: int, data: bytes | memoryview, *, end: bool = False) -> None:
-        """All of ``data`` as the windows allow (somebody must be in ``next_event`` meanwhile), then end of file."""
+        """All of ``data`` as the windows allow, then end of file if asked for. Raises LegLost."""
         view = memoryview(data)
         while view:
             room = min(self._connection.window(LEG_SESSION, stream), MAX_PAYLOAD, len(view))
             if room:
                 await self.send(Data(LEG_SESSION, stream, view[:room]))
                 view = view[room:]
-            elif not self._connection.is_live(LEG_SESSION):
-                return
+            elif self.lost.done():
+                raise LegLost(self.lost.result())
             else:
                 self._moved.clear()
                 await self._moved.wait()
@@ -91,29 +94,35 @@ class Leg:
             await self.send(Data(LEG_SESSION, stream, b""))
 
     def close(self) -> None:
+        self._listener.cancel()
         self._socket.close()
 
-    async def _receive(self) -> None:
-        try:
-            data = await self._loop.sock_recv(self._socket, READ_BYTES)
-            events = self._connection.receive_data(data)
-        except (OSError, RemoteProtocolError) as error:
-            data, events, self._lost = b"", [], str(error)
-        if not data:
-            self._lost = self._lost or "the connection was lost"
-        for event in events:
-            if not isinstance(event, Credit):
-                self._waiting.append(event)
+    async def _listen(self) -> None:
+        reason = ""
+        while not reason:
+            try:
+                data = await self._loop.sock_recv(self._socket, READ_BYTES)
+                events = self._connection.receive_data(data)
+            except (OSError, RemoteProtocolError) as error:
+                data, events, reason = b"", [], str(error)
+            for event in events:
+                if isinstance(event, Reset):
+                    reason = event.reason or "the other end gave up"
+                elif not isinstance(event, Credit):
+                    self._events.put_nowait(event)
+            if not data or self._events.qsize() > MAX_WAITING_EVENTS:
+                reason = reason or "the connection was lost"
+            if answer := self._connection.data_to_send():
+                await self._write(answer)
+            self._moved.set()
+        self.lost.set_result(reason)
         self._moved.set()
-        if answer := self._connection.data_to_send():
-            await self._write(answer)
+        self._events.put_nowait(None)
 
     async def _write(self, data: bytes) -> None:
         async with self._writing:
-            try:
+            with contextlib.suppress(OSError):  # the listener hears of it
                 await self._loop.sock_sendall(self._socket, data)
-            except OSError as error:
-                self._lost = self._lost or f"the connection was lost ({error.strerror})"
 
 
 async def run_as_caller(sock: socket.socket, stdin: bytes, *, max_output_bytes: int) -> ServiceResult:

@@ -242,7 +242,8 @@ class RelayLink:
 
     async def _or_closed(self, future: asyncio.Future[_T]) -> _T:
         """The future's result, or BackendFailed once the relay is gone."""
-        await asyncio.wait({future, self._closed}, return_when=asyncio.FIRST_COMPLETED)
+        watched: set[asyncio.Future[Any]] = {future, self._closed}
+        await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
         if future.done():
             return future.result()
         raise BackendFailed(f"the agent of {self.qube} is out of reach: {self._closed.result()}")
@@ -252,6 +253,7 @@ class RelayLink:
     def _order(self, kind: Order, number: int, payload: bytes | memoryview = b"", *,
                leg: socket.socket | None = None, flag: int = 0) -> None:  # fmt: skip
         if leg is not None:
+            leg = socket.socket(fileno=leg.detach())  # ours alone, however long the order waits
             leg.setblocking(False)
         if self._closed.done():
             if leg is not None:
@@ -310,7 +312,8 @@ class RelayLink:
                 self._handlers.on_gone(self, number)
         elif kind == Report.CLOSED:
             closing = parse_closing(untrusted_payload)
-            if (closed := self._calls.pop(number, None)) is not None:
+            closed = self._calls.pop(number, None)
+            if closed is not None and not closed.done():
                 closed.set_result(closing)
         elif kind == Report.REPLY:
             reply = self._parse(Kind.REPLY, untrusted_payload)
@@ -380,7 +383,8 @@ class RelayLink:
             self._handlers.on_gone(self, handle)
         self._asked.clear()
         for closed in self._calls.values():
-            closed.set_result(Closing(0, 0, 0, None, reason))
+            if not closed.done():  # whoever waited may have given up
+                closed.set_result(Closing(0, 0, 0, None, reason))
         self._calls.clear()
         # A relay that still obeys ends when the socket closes; one that was taken over might not.
         self._control.close()

@@ -1,0 +1,448 @@
+"""The broker: every call between qubes is admitted here, in one order, and recorded.
+
+In: calls of agents (through their relays) and of host clients. Out: joined calls or refusals; audit lines; events.
+May import: policy, model, wire, errors, this room's ports.
+
+The order: decode, stamp the source, limits, one frozen picture of the system, verdict, ask, audit line, make the target
+exist, join, count, result, audit line. Whatever fails on the way is a refusal; guests learn nothing but "no".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from typing import Any, assert_never
+
+from cloison.errors import BadRequest, CloisonError, NotNow, QubeNotFound, QubeNotRunning, Refused
+from cloison.model.names import DOM0, QubeName
+from cloison.policy import (
+    Allow,
+    Ask,
+    Deny,
+    Request,
+    RulePlace,
+    SystemInfo,
+    Verdict,
+    refuse_ask,
+    requested_target,
+    resolve_ask,
+)
+from cloison.qrexec.dom0 import Dom0Services
+from cloison.qrexec.packets import Closing
+from cloison.qrexec.ports import (
+    Asker,
+    AuditSink,
+    AuditValue,
+    CallLink,
+    Limits,
+    PolicyDoor,
+    ServiceCall,
+    Targets,
+    refuse_all,
+)
+from cloison.wire.messages import Call, Open
+
+log = logging.getLogger(__name__)
+
+DISPOSABLE = "@dispvm"
+DISPOSABLE_PREFIX = "@dispvm:"
+
+
+class CallState(Enum):
+    DECIDING = "deciding"
+    ASKING = "asking"
+    PREPARING = "preparing"
+    RUNNING = "running"
+
+
+@dataclass(frozen=True)
+class CallView:
+    """One call as people may see it. ``target`` is empty until it is known."""
+
+    id: int
+    source: str
+    requested_target: str
+    service: str
+    target: str
+    user: str
+    rule: str
+    state: CallState
+    started_at: float
+    stdin_bytes: int = 0
+    stdout_bytes: int = 0
+    stderr_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class CallAllowed:
+    call: CallView
+    notify: bool
+
+
+@dataclass(frozen=True)
+class CallRefused:
+    """``failed``: it was allowed, but could not be carried out."""
+
+    call: CallView
+    reason: str
+    notify: bool
+    failed: bool = False
+
+
+@dataclass(frozen=True)
+class CallEnded:
+    call: CallView
+    exit_code: int | None
+    reason: str
+
+
+CallEvent = CallAllowed | CallRefused | CallEnded
+
+
+@dataclass
+class _Running:
+    """A call on its way: its picture, its task, and where it can be ended."""
+
+    view: CallView
+    task: asyncio.Task[None] | None = None
+    ends: list[tuple[CallLink, int]] = field(default_factory=list)
+    disposable: bool = False
+    joined: bool = False
+
+
+class _Recorded(Refused):
+    """A refusal whose audit line is written already."""
+
+
+_DOM0_RULE = RulePlace("dom0", 0)
+"""Where a rule would stand, for calls that no rule is asked about."""
+
+
+class Broker:
+    """See the module. ``clock``: seconds since the epoch, for people; durations use the loop's clock."""
+
+    def __init__(
+        self,
+        targets: Targets,
+        policy: PolicyDoor,
+        audit: AuditSink,
+        dom0: Dom0Services,
+        *,
+        ask: Asker = refuse_all,
+        limits: Limits | None = None,
+        tell: Callable[[CallEvent], None] = lambda event: None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._targets = targets
+        self._policy = policy
+        self._audit = audit
+        self._dom0 = dom0
+        self._ask = ask
+        self._limits = limits or Limits()
+        self._tell = tell
+        self._clock = clock
+        self._calls: dict[int, _Running] = {}
+        self._asked: dict[tuple[CallLink, int], _Running] = {}
+        self._next_id = 1
+
+    # What relays report
+
+    def on_call(self, link: CallLink, handle: int, untrusted_call: Call) -> None:
+        """The agent behind ``link`` wants to call; it is answered by accepting or refusing ``handle``."""
+        running = self._begin(link.qube, untrusted_call)
+        self._asked[link, handle] = running
+        self._own(running, self._serve_guest(running, link, handle, untrusted_call))
+
+    def on_gone(self, link: CallLink, handle: int) -> None:
+        """The agent (or all of its qube) gave up before it was answered."""
+        running = self._asked.pop((link, handle), None)
+        if running is not None and not running.joined and running.task is not None:
+            running.task.cancel()
+
+    # People
+
+    async def calls(self) -> list[CallView]:
+        """All calls now, with the bytes that passed so far, oldest first."""
+        links = {link for running in self._calls.values() for link, _ in running.ends}
+        traffic: dict[CallLink, Any] = {}
+
+        async def count(link: CallLink) -> None:
+            with contextlib.suppress(CloisonError, TimeoutError):
+                async with asyncio.timeout(1.0):
+                    traffic[link] = await link.traffic()
+
+        await asyncio.gather(*(count(link) for link in links))
+        views = []
+        for running in self._calls.values():
+            for link, handle in running.ends:
+                if counts := traffic.get(link, {}).get(handle):
+                    running.view = replace(
+                        running.view, stdin_bytes=counts[0], stdout_bytes=counts[1], stderr_bytes=counts[2]
+                    )
+            views.append(running.view)
+        return views
+
+    def kill(self, call_id: int, reason: str = "ended by the user") -> bool:
+        """End a call now, at both ends; False if there is none of that number."""
+        running = self._calls.get(call_id)
+        if running is None:
+            return False
+        if running.ends:
+            for link, handle in running.ends:
+                link.end_call(handle, reason)
+        elif running.task is not None:
+            running.task.cancel()
+        return True
+
+    async def close(self) -> None:
+        """End all calls and wait until their disposables are released and their last lines written."""
+        tasks = [running.task for running in self._calls.values() if running.task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # Calls of qubes
+
+    async def _serve_guest(self, running: _Running, link: CallLink, handle: int, call: Call) -> None:
+        try:
+            async with asyncio.timeout(self._limits.admission_timeout_s) as deadline:
+                verdict = await self._admit(running, call)
+                async with self._prepared(running, verdict, link.qube) as (target, info):
+                    deadline.reschedule(None)
+                    self._asked.pop((link, handle), None)
+                    ours, theirs = socket.socketpair()
+                    running.ends.append((link, handle))
+                    link.accept(handle, ours)
+                    running.joined = True
+                    await self._carry(running, target, theirs, _open_for_guest(call, verdict, link.qube), info)
+        except (CloisonError, TimeoutError, asyncio.CancelledError) as error:
+            self._fail(running, error)
+            if isinstance(error, asyncio.CancelledError):
+                raise
+        finally:
+            self._asked.pop((link, handle), None)
+            if not running.joined:
+                link.refuse(handle)
+
+    async def _admit(self, running: _Running, call: Call) -> Allow:
+        """Limits, verdict, question, audit line. Raises Refused."""
+        self._check_limits(running)
+        system = self._targets.system_info()
+        service, _, argument = call.service.partition("+")
+        request = Request(running.view.source, call.target, service, "+" + argument, call.source or None)
+        verdict = self._evaluate(system, request)
+        if isinstance(verdict, Ask):
+            running.view = replace(running.view, state=CallState.ASKING, rule=str(verdict.rule))
+            verdict = await self._resolve(verdict, request)
+        running.view = replace(running.view, rule=str(verdict.rule or ""))
+        if isinstance(verdict, Deny):
+            self._record(running, "denied", reason=verdict.reason, cause=verdict.cause.value)
+            self._tell(CallRefused(running.view, verdict.reason, verdict.notify))
+            raise _Recorded(verdict.reason)
+        if not isinstance(verdict, Allow):
+            assert_never(verdict)
+        running.view = replace(
+            running.view,
+            target=verdict.target,
+            user=verdict.user or "",
+            requested_target=requested_target(system, call.target),
+        )
+        self._check_disposables(running, verdict.target)
+        self._record(running, "allowed", reason=verdict.reason)
+        self._tell(CallAllowed(running.view, verdict.notify))
+        return verdict
+
+    def _evaluate(self, system: SystemInfo, request: Request) -> Verdict:
+        try:
+            return self._policy.evaluate(system, request)
+        except Exception as error:
+            # The named border: no decision, no action.
+            log.exception("the policy failed on %s", request)
+            raise Refused(f"the policy failed: {type(error).__name__}") from error
+
+    async def _resolve(self, ask: Ask, request: Request) -> Allow | Deny:
+        try:
+            async with asyncio.timeout(self._limits.ask_timeout_s):
+                chosen = await self._ask(ask, request)
+        except TimeoutError:
+            return refuse_ask(ask, "nobody answered in time")
+        except Exception:
+            # The named border: whatever asks people may fail, and then nobody said yes.
+            log.exception("nobody could be asked about %s", request)
+            return refuse_ask(ask, "nobody could be asked")
+        return refuse_ask(ask, "denied by the user") if chosen is None else resolve_ask(ask, chosen)
+
+    # Calls of dom0
+
+    async def run_host_call(self, call: Call, client: socket.socket, accepted: Callable[[], Coroutine[Any, Any, None]],
+                            refused: Callable[[str], Coroutine[Any, Any, None]]) -> None:  # fmt: skip
+        """A call by the person at this machine: no policy. ``client`` becomes the leg and is closed in the end.
+
+        ``accepted`` or ``refused`` is awaited once, before the client's bytes are anybody else's. Cancel this to
+        give the call up while it is being prepared.
+        """
+        running = self._begin(DOM0, call)
+        running.task = asyncio.current_task()
+        told = False
+        try:
+            verdict = self._plan_host_call(running, call)
+            async with self._prepared(running, verdict, DOM0) as (target, info):
+                told = True
+                await accepted()
+                await self._carry(running, target, client, _open_for_host(call), info)
+        except (CloisonError, OSError, asyncio.CancelledError) as error:
+            self._fail(running, error)
+            if not told:
+                await refused(str(error))
+            if isinstance(error, asyncio.CancelledError):
+                raise
+        finally:
+            client.close()
+            self._calls.pop(running.view.id, None)
+
+    def _plan_host_call(self, running: _Running, call: Call) -> Allow:
+        system = self._targets.system_info()
+        spelled = system.shape.targets.get(call.target)
+        if call.target == DISPOSABLE:
+            spelled = system.shape.default_disposable(DOM0)
+            if spelled is None:
+                raise NotNow("dom0 has no default_dispvm", hint="name the disposable template: --dispvm=NAME")
+        if spelled is None or spelled == "@default":
+            raise QubeNotFound(call.target.removeprefix(DISPOSABLE_PREFIX))
+        if spelled == DOM0 and call.command:
+            raise BadRequest("dom0 runs services only; a command for dom0 is run by your own shell")
+        running.view = replace(running.view, target=spelled, user=call.user)
+        self._record(running, "allowed", reason="called by dom0")
+        verdict = Allow(spelled, call.user, call.autostart, False, "called by dom0", _DOM0_RULE)
+        self._tell(CallAllowed(running.view, False))
+        return verdict
+
+    # Both
+
+    @contextlib.asynccontextmanager
+    async def _prepared(
+        self, running: _Running, verdict: Allow, source: QubeName
+    ) -> AsyncIterator[tuple[CallLink | None, ServiceCall | None]]:
+        """Make the target exist: its link, or for dom0 what dom0's service is told. Releases disposables after."""
+        running.view = replace(running.view, state=CallState.PREPARING)
+        disposable: QubeName | None = None
+        try:
+            if verdict.target == DOM0:
+                service, _, argument = running.view.service.partition("+")
+                yield None, ServiceCall(source, service, argument, running.view.requested_target)
+                return
+            name = QubeName(verdict.relay.qube if verdict.relay else verdict.target)
+            if name.startswith(DISPOSABLE_PREFIX):
+                template = QubeName(name.removeprefix(DISPOSABLE_PREFIX))
+                name = disposable = await self._targets.create_disposable(template, source)
+                running.view = replace(running.view, target=name)
+            elif verdict.autostart:
+                await self._targets.ensure_running(name)
+            elif not self._targets.system_info().is_running(name):
+                raise QubeNotRunning(f"{name} is not running, and the call may not start it")
+            yield self._targets.link(name), None
+        finally:
+            if disposable is not None:
+                self._targets.release_disposable(disposable)
+
+    async def _carry(self, running: _Running, target: CallLink | None, leg: socket.socket, request: Open,
+                     info: ServiceCall | None) -> None:  # fmt: skip
+        """Join the target to the leg and stay until the call is over."""
+        running.view = replace(running.view, state=CallState.RUNNING)
+        if target is None:
+            assert info is not None
+            closing = await self._dom0.serve(info, leg)
+        else:
+            handle, closed = target.open_call(request, leg, may_signal=running.view.source == DOM0)
+            running.ends.append((target, handle))
+            try:
+                closing = await closed
+            except asyncio.CancelledError:
+                for link, number in running.ends:
+                    link.end_call(number, "the call was ended")
+                raise
+        self._finish(running, closing)
+
+    def _begin(self, source: QubeName, call: Call) -> _Running:
+        service = call.service if call.service else f"command:{call.command[:200]}"
+        view = CallView(self._next_id, source, call.target, service, "", call.user, "", CallState.DECIDING,
+                        self._clock())  # fmt: skip
+        running = self._calls[self._next_id] = _Running(view)
+        self._next_id += 1
+        return running
+
+    def _own(self, running: _Running, work: Coroutine[Any, Any, None]) -> None:
+        running.task = asyncio.create_task(work, name=f"call {running.view.id}")
+        running.task.add_done_callback(lambda task: self._done(running, task))
+
+    def _done(self, running: _Running, task: asyncio.Task[None]) -> None:
+        self._calls.pop(running.view.id, None)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("call %d of %s failed", running.view.id, running.view.source, exc_info=error)
+
+    def _check_limits(self, running: _Running) -> None:
+        mine = sum(1 for other in self._calls.values() if other.view.source == running.view.source)
+        if mine > self._limits.calls_per_source:
+            raise Refused(f"{running.view.source} has {self._limits.calls_per_source} calls already")
+        if len(self._calls) > self._limits.calls:
+            raise Refused(f"there are {self._limits.calls} calls already")
+
+    def _check_disposables(self, running: _Running, target: str) -> None:
+        running.disposable = target.startswith(DISPOSABLE_PREFIX)
+        source = running.view.source
+        held = sum(1 for other in self._calls.values() if other.disposable and other.view.source == source)
+        if running.disposable and held > self._limits.disposables_per_source:
+            running.disposable = False
+            raise Refused(f"{source} holds {self._limits.disposables_per_source} disposables already")
+
+    def _fail(self, running: _Running, error: BaseException) -> None:
+        """The last line of a call that never got a closing."""
+        if isinstance(error, _Recorded):
+            return
+        reason = str(error) or ("took too long" if isinstance(error, TimeoutError) else "given up")
+        failed = running.view.state in (CallState.PREPARING, CallState.RUNNING)
+        with contextlib.suppress(CloisonError):
+            self._record(running, "failed" if failed else "denied", reason=reason)
+        self._tell(CallRefused(running.view, reason, isinstance(error, Refused), failed))
+
+    def _finish(self, running: _Running, closing: Closing) -> None:
+        view = running.view = replace(
+            running.view,
+            stdin_bytes=closing.stdin_bytes,
+            stdout_bytes=closing.stdout_bytes,
+            stderr_bytes=closing.stderr_bytes,
+        )
+        with contextlib.suppress(Refused):  # it is over already; the log says why its line is missing
+            self._record(running, "ended", reason=closing.reason, exit_code=closing.exit_code,
+                     seconds=round(self._clock() - view.started_at, 3), stdin_bytes=view.stdin_bytes,
+                     stdout_bytes=view.stdout_bytes, stderr_bytes=view.stderr_bytes)  # fmt: skip
+        self._tell(CallEnded(view, closing.exit_code, closing.reason))
+
+    def _record(self, running: _Running, event: str, **more: AuditValue) -> None:
+        """An audit line; raises Refused if it cannot be kept, because then nothing may be done."""
+        view = running.view
+        record: dict[str, AuditValue] = {"event": event, "call": view.id, "source": view.source,
+                                         "requested_target": view.requested_target, "service": view.service,
+                                         "target": view.target, "user": view.user, "rule": view.rule}  # fmt: skip
+        try:
+            self._audit.write(record | more)
+        except OSError as error:
+            log.critical("the audit log cannot be written: %s", error)
+            raise Refused(f"the audit log cannot be written: {error}") from error
+
+
+def _open_for_guest(call: Call, verdict: Allow, caller: QubeName) -> Open:
+    service, _, argument = call.service.partition("+")
+    full_name = verdict.relay.service_for(service, "+" + argument) if verdict.relay else f"{service}+{argument}"
+    return Open(0, service=full_name, user=verdict.user or "", source=call.source or caller)
+
+
+def _open_for_host(call: Call) -> Open:
+    return Open(0, service=call.service, command=call.command, user=call.user, source=DOM0, tty=call.tty,
+                nogui=call.nogui)  # fmt: skip

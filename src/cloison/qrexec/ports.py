@@ -1,0 +1,116 @@
+"""What the broker needs from the other rooms, as interfaces.
+
+In: nothing. Out: protocols and the values that cross them. May import: policy, model, wire, packets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from cloison.model.names import QubeName
+from cloison.policy import Ask, Request, SystemInfo, Verdict
+from cloison.qrexec.packets import Closing
+from cloison.wire.messages import Open
+
+
+class CallLink(Protocol):
+    """A running qube's relay (RelayLink)."""
+
+    @property
+    def qube(self) -> QubeName: ...
+    def open_call(
+        self, request: Open, leg: socket.socket, *, may_signal: bool
+    ) -> tuple[int, asyncio.Future[Closing]]: ...
+    def accept(self, handle: int, leg: socket.socket) -> asyncio.Future[Closing]: ...
+    def refuse(self, handle: int) -> None: ...
+    def end_call(self, handle: int, reason: str) -> None: ...
+    async def traffic(self) -> Mapping[int, tuple[int, int, int]]: ...
+
+
+class Targets(Protocol):
+    """What exists and what runs; the engine's side."""
+
+    def system_info(self) -> SystemInfo:
+        """One frozen picture of the system. Asked once per call: keep it until something changes."""
+        ...
+
+    async def ensure_running(self, name: QubeName) -> None:
+        """Returns when the qube runs and knows who it is; raises CloisonError if it cannot be started."""
+        ...
+
+    async def create_disposable(self, template: QubeName, source: QubeName) -> QubeName:
+        """A new running disposable for one call by ``source``; it is the caller's until ``release_disposable``."""
+        ...
+
+    def release_disposable(self, name: QubeName) -> None:
+        """The call is over. Returns at once; the clean-up is the engine's and survives a crash."""
+        ...
+
+    def link(self, name: QubeName) -> CallLink:
+        """The relay of a running qube; QubeNotRunning if it has none."""
+        ...
+
+
+class PolicyDoor(Protocol):
+    """PolicySource. Whatever it raises counts as a denial."""
+
+    def evaluate(self, system: SystemInfo, request: Request) -> Verdict: ...
+
+
+Asker = Callable[[Ask, Request], Awaitable[str | None]]
+"""Ask the user; the chosen one of ``ask.targets``, or None for no. Errors and silence are no."""
+
+
+async def refuse_all(_: Ask, __: Request) -> str | None:
+    """Nobody is there to be asked."""
+    return None
+
+
+AuditValue = str | int | float | bool | None
+
+
+class AuditSink(Protocol):
+    def write(self, record: Mapping[str, AuditValue]) -> None:
+        """Returns when the record would survive the end of this process; raises OSError when it cannot be kept."""
+        ...
+
+
+@dataclass(frozen=True)
+class ServiceCall:
+    """A call that dom0 itself answers. ``argument`` has no "+"; ``requested_target`` as the caller's policy saw it."""
+
+    source: QubeName
+    service: str
+    argument: str
+    requested_target: str
+
+    @property
+    def full_name(self) -> str:
+        return f"{self.service}+{self.argument}"
+
+
+Handler = Callable[[ServiceCall, bytes], Awaitable[bytes | AsyncIterator[bytes]]]
+"""A service that lives in the daemon: gets all of stdin, answers stdout (whole, or piece by piece); exit code 0.
+An exception is exit code 125 and a line in the log, never a word to the caller."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much one qube may ask for. Above it, calls are refused."""
+
+    calls_per_source: int = 64
+    """Running and waiting together. Qubes: 256 for all of a qube's calls."""
+    disposables_per_source: int = 16
+    """Disposables that calls of one qube hold at once: each costs memory."""
+    calls: int = 1024
+    """All qubes together; each costs the daemon some descriptors while it is made."""
+    ask_timeout_s: float = 120.0
+    """A question that nobody answers is a no."""
+    admission_timeout_s: float = 600.0
+    """From asking to joined: a cold boot under emulation takes one minute or two."""
+    builtin_stdin_bytes: int = 1 << 20
+    """What a service in the daemon reads of its caller; more is refused (exit code 125)."""
