@@ -7,6 +7,7 @@ import select
 import socket
 import stat
 import sys
+from pathlib import Path
 
 import click
 
@@ -57,7 +58,7 @@ def safe_text(text: str) -> str:
 def open_console(path: str) -> int:
     """A descriptor of the console: a unix socket, or a terminal device."""
     try:
-        if stat.S_ISSOCK(os.stat(path).st_mode):
+        if stat.S_ISSOCK(Path(path).stat().st_mode):
             connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             connection.connect(path)
             return connection.detach()
