@@ -27,16 +27,19 @@ def find_directories(ground: Ground) -> Finding:
             "choose a shorter CLOISON_ROOT or XDG_RUNTIME_DIR",
         )
     for directory in (layout.data, layout.runtime, layout.config, layout.cache):
-        if problem := _ownership_problem(directory):
-            return Finding(Status.FAILED, problem, f"remove or rename {directory}, or set CLOISON_ROOT")
+        if problem := _problem_with(directory):
+            return Finding(
+                Status.FAILED, problem, "mend its owner and mode, or set CLOISON_ROOT to a directory of your own"
+            )
     return Finding(Status.OK, f"data {layout.data}, sockets {layout.runtime}, settings {layout.config}")
 
 
-def _ownership_problem(directory: Path) -> str:
+def _problem_with(directory: Path) -> str:
     try:
         found = directory.lstat()
     except FileNotFoundError:
-        return ""
+        parent = next(parent for parent in directory.parents if parent.exists())
+        return "" if os.access(parent, os.W_OK) else f"{directory} cannot be made: {parent} is not writable"
     except OSError as error:
         return f"{directory} cannot be read: {error.strerror}"
     return "" if found.st_uid == os.getuid() else f"{directory} belongs to another user"
