@@ -170,12 +170,12 @@ class Restarted(NamedTuple):
 SessionEvent = Open | Call | Accepted | Refused | Data | Credit | Exit | Signal | WindowSize | Reset
 Event = Hello | Ping | Pong | Control | Reply | Notice | SessionEvent | Restarted
 
-_E = TypeVar("_E", Open, Call, Accepted, Refused, Data, Credit, Exit, Signal, WindowSize, Reset)
+_E = TypeVar("_E", bound=SessionEvent)
 
 
 def renumbered(event: _E, session: int) -> _E:
     """The same event for another session: what a relay sends on its other side."""
-    return event._replace(session=session)
+    return event._replace(session=session)  # type: ignore[return-value]
 
 
 # The fields of each JSON message, with alphabet and length (lengths as in qrexec: 64-byte names, 65000-byte services).

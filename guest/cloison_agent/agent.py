@@ -1,0 +1,375 @@
+"""The agent: joins the port, the services and the local callers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from cloison.wire import (
+    Accepted,
+    Control,
+    Credit,
+    Data,
+    Event,
+    Exit,
+    Hello,
+    Notice,
+    Open,
+    Refused,
+    Reply,
+    Reset,
+    Restarted,
+    SessionEvent,
+)
+from cloison_agent import users
+from cloison_agent.builtins import find_job
+from cloison_agent.callers import MAX_WAITING_CALLS, Caller
+from cloison_agent.launch import Task, start_task
+from cloison_agent.lookup import (
+    NOT_FOUND,
+    TROUBLE,
+    LookupProblem,
+    Program,
+    ServiceConfig,
+    TcpAddress,
+    UnixSocket,
+    find_config,
+    find_service,
+)
+from cloison_agent.loop import READ, Loop
+from cloison_agent.port import Port
+from cloison_agent.sessions import ProgramSession, SocketSession
+from cloison_agent.users import User
+
+SOFTWARE = "cloison-agent 1"
+AGENT_SOCKET = "/run/qubes/qrexec-agent"
+SYSLOG = "/dev/log"
+BOOTED = ("/usr/bin/systemctl", "is-system-running", "--wait")
+WAIT_FOR_SESSION = ("/bin/sh", "-c", "exec systemctl --user --wait is-system-running >/dev/null 2>&1")
+
+Answer = Callable[..., None]
+"""Answers a control request: ``answer(field=value...)`` is ok, ``answer(error=text)`` is not."""
+ControlVerb = Callable[["Agent", Mapping[str, Any], Answer], None]
+
+
+class Agent:
+    def __init__(
+        self,
+        port_fd: int,
+        listener: socket.socket,
+        verbs: Mapping[str, ControlVerb],
+        *,
+        default_user: str = users.DEFAULT_USER,
+    ) -> None:
+        self.loop = Loop()
+        self.default_user = default_user
+        self.ready: Mapping[str, Any] | None = None
+        self.name = ""
+        self._verbs = verbs
+        self._services: dict[int, ProgramSession | SocketSession] = {}
+        self._callers: dict[int, Caller] = {}
+        self._learning: set[str] = set()
+        self._syslog: socket.socket | None = None
+        self._port = Port(self.loop, port_fd, self._receive, SOFTWARE)
+        listener.setblocking(False)
+        self._listener = listener
+        self.loop.add(listener.fileno(), READ, self._accept)
+
+    # The port
+
+    def send(self, event: Event) -> None:
+        self._port.send(event)
+
+    def window(self, session: int, stream: int) -> int:
+        return self._port.connection.window(session, stream)
+
+    def _receive(self, event: Event) -> None:
+        if isinstance(event, (Data, Credit)):
+            if service := self._services.get(event.session):
+                service.receive(event)
+            elif caller := self._callers.get(event.session):
+                caller.receive(event)
+        elif isinstance(event, Open):
+            self._open(event)
+        elif isinstance(event, (Accepted, Refused, Exit)):
+            if caller := self._callers.get(event.session):
+                caller.receive(event)
+        elif isinstance(event, Reset):
+            self._reset(event)
+        elif isinstance(event, Control):
+            self._control(event)
+        elif isinstance(event, Restarted):
+            self._end_all()
+        elif isinstance(event, Hello):
+            if self.ready is not None:
+                self.send(Notice("ready", self.ready))
+        elif isinstance(event, SessionEvent) and (service := self._services.get(event.session)):
+            service.receive(event)
+
+    def _reset(self, event: Reset) -> None:
+        if service := self._services.pop(event.session, None):
+            service.abandon()
+        elif caller := self._callers.get(event.session):
+            caller.receive(event)
+
+    def _end_all(self) -> None:
+        """The host is gone or began anew: no call survives it."""
+        services, self._services = self._services, {}
+        for service in services.values():
+            service.abandon()
+        for number, caller in list(self._callers.items()):
+            caller.receive(Reset(number, "the connection to the host was lost"))
+        self._callers.clear()
+
+    def announce_ready(self, **fields: Any) -> None:
+        self.ready = fields
+        if self._port.connection.connected:
+            self.send(Notice("ready", fields))
+
+    def announce_when_booted(self) -> None:
+        """Send the notice ``ready`` once systemd has finished starting (it says so itself: no polling)."""
+        root = users.find_user("root")
+        assert root is not None
+        with open(os.devnull, "r+b") as nothing:
+            fd = nothing.fileno()
+            pid = start_task(Task(root, users.bare_environment(root), argv=BOOTED), fd, fd, fd)
+        self.loop.watch_exit(pid, lambda code: self.announce_ready(state="running" if code == 0 else "degraded"))
+
+    def _control(self, request: Control) -> None:
+        def answer(**fields: Any) -> None:
+            self.send(Reply(request.id, "error" not in fields, fields))
+
+        verb = self._verbs.get(request.verb)
+        if verb is None:
+            answer(error=f"unknown verb {request.verb}")
+            return
+        try:
+            verb(self, request.fields, answer)
+        except Exception as error:  # the border of control requests: the host is told, the agent lives on
+            text = f"{request.verb}: {type(error).__name__}: {error}"
+            answer(error="".join(c if " " <= c <= "~" else "?" for c in text)[:1000])
+
+    # Calls into this qube
+
+    def _open(self, request: Open) -> None:
+        try:
+            if request.command:
+                self._run(request, self._find_user(request.user), command=request.command)
+            else:
+                self._serve(request)
+        except LookupProblem as problem:
+            self._fail(request.session, problem.exit_code, str(problem))
+        except OSError as error:
+            self._fail(request.session, TROUBLE, str(error))
+
+    def _fail(self, session: int, exit_code: int, why: str) -> None:
+        message = f"{why}\n".encode("ascii", "backslashreplace")
+        print(f"call {session}: {why}", file=sys.stderr, flush=True)
+        if exit_code != NOT_FOUND:
+            self.send(Data(session, 2, message[:1024]))
+        self.send(Exit(session, exit_code))
+
+    def _find_user(self, name: str) -> User:
+        user = users.find_user(name or self.default_user)
+        if user is None:
+            raise LookupProblem(f"no user {name or self.default_user}")
+        return user
+
+    def _serve(self, request: Open) -> None:
+        service = request.service if "+" in request.service else request.service + "+"
+        target, config = find_service(service), find_config(service)
+        if isinstance(target, Program):
+            user = self._find_user(config.force_user or request.user)
+            self._run(request, user, program=target.path, config=config)
+        else:
+            self._connect(request, target, config)
+
+    def _run(
+        self, request: Open, user: User, *, command: str = "", program: str = "", config: ServiceConfig | None = None
+    ) -> None:
+        remembered = users.find_login_environment(user)
+        environment = dict(remembered if remembered is not None else users.bare_environment(user))
+        environment = {key: value for key, value in environment.items() if not key.startswith("QREXEC")}
+        if request.tty is not None:
+            environment["TERM"] = request.tty.term
+        environment["QREXEC_AGENT_PID"] = str(os.getpid())
+        if request.service:
+            environment |= _call_environment(request)
+        job = find_job(program, request.service) if program else None
+        if job is not None:
+            task = Task(user, environment, job=job)
+        else:
+            argument = request.service.partition("+")[2]
+            argv = [user.shell, "-c", command] if command else [program, argument] if argument else [program]
+            task = Task(user, environment, argv=argv if remembered is not None else [*users.LOGIN_SHELL, *argv])
+        if remembered is None:
+            self.learn_environment(user)
+        session = ProgramSession(self.loop, self, request.session, lambda: self._forget(request.session))
+        self._services[request.session] = session
+        copy = self._stderr_logger(request) if request.service else None
+
+        def start() -> None:
+            if self._services.get(request.session) is session:
+                session.start(task, request.tty, copy)
+
+        if config is not None and config.wait_for_session and not request.nogui:
+            self._after_session_began(user, environment, start)
+        else:
+            start()
+
+    def _forget(self, number: int) -> None:
+        self._services.pop(number, None)
+
+    def _after_session_began(self, user: User, environment: Mapping[str, str], start: Callable[[], None]) -> None:
+        """qubes.WaitForSession: its failure does not stop the call."""
+        if not os.path.exists(f"/run/user/{user.uid}/systemd/private"):
+            start()
+            return
+        with open(os.devnull, "r+b") as nothing:
+            fd = nothing.fileno()
+            pid = start_task(Task(user, environment, argv=WAIT_FOR_SESSION), fd, fd, fd)
+        self.loop.watch_exit(pid, lambda code: start())
+
+    def learn_environment(self, user: User) -> None:
+        """Find out, beside the call, what a login leaves in the environment, so that the next call is faster."""
+        if user.name in self._learning:
+            return
+        self._learning.add(user.name)
+        read_end, write_end = os.pipe()
+        with open(os.devnull, "r+b") as nothing:
+            task = Task(user, users.bare_environment(user), argv=users.PRINT_ENVIRONMENT)
+            pid = start_task(task, nothing.fileno(), write_end, nothing.fileno())
+        os.close(write_end)
+        os.set_blocking(read_end, False)
+        output = bytearray()
+
+        def collect(_: int) -> None:
+            try:
+                piece = os.read(read_end, 65536)
+            except BlockingIOError:
+                return
+            output.extend(piece)
+            if not piece or len(output) > users.MAX_ENVIRONMENT:
+                self.loop.remove(read_end)
+                os.close(read_end)
+
+        def ended(code: int) -> None:
+            if self.loop.has(read_end):
+                collect(0)
+                collect(0) if self.loop.has(read_end) else None
+            self._learning.discard(user.name)
+            if code == 0:
+                users.remember_login_environment(user, bytes(output))
+
+        self.loop.add(read_end, READ, collect)
+        self.loop.watch_exit(pid, ended)
+
+    def _connect(self, request: Open, target: UnixSocket | TcpAddress, config: ServiceConfig) -> None:
+        session = SocketSession(self.loop, self, request.session, lambda: self._forget(request.session))
+        descriptor = b"" if config.skip_service_descriptor else f"{request.service} {request.source}\0".encode()
+
+        connected = _connected_socket(target)
+        self._services[request.session] = session
+        session.start(
+            connected,
+            descriptor,
+            on_client_eof=config.exit_on_client_eof,
+            on_service_eof=config.exit_on_service_eof,
+        )
+
+    def _stderr_logger(self, request: Open) -> Callable[[bytes], None]:
+        tag = f"{request.service}-{request.source}"[:200]
+
+        def log(data: bytes) -> None:
+            for line in data.splitlines()[:50]:
+                self._log(tag, line[:1000])
+
+        return log
+
+    def _log(self, tag: str, line: bytes) -> None:
+        """One line to the system log, dropped rather than waited for."""
+        try:
+            if self._syslog is None:
+                self._syslog = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+                self._syslog.connect(SYSLOG)
+            self._syslog.send(b"<13>%s: %s" % (tag.encode(), line))
+        except OSError:
+            self._syslog = None
+
+    # Calls from this qube
+
+    def _accept(self, _: int) -> None:
+        try:
+            client, _address = self._listener.accept()
+        except OSError:
+            return
+        Caller(self.loop, client, self.send, self._new_call, self._forget_caller)
+
+    def _forget_caller(self, number: int) -> None:
+        self._callers.pop(number, None)
+
+    def _new_call(self, caller: Caller) -> int:
+        """A session number for a local caller; 0 = refused."""
+        if not self._port.connection.connected or len(self._callers) >= MAX_WAITING_CALLS:
+            return 0
+        number = self._port.connection.new_session()
+        self._callers[number] = caller
+        return number
+
+    def serve(self) -> None:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        self.loop.run()
+
+
+def _call_environment(request: Open) -> dict[str, str]:
+    environment = {
+        "QREXEC_REMOTE_DOMAIN": request.source,
+        "QREXEC_SERVICE_FULL_NAME": request.service,
+        "QREXEC_REQUESTED_TARGET_TYPE": request.target_type,
+    }
+    _, plus, argument = request.service.partition("+")
+    if plus:
+        environment["QREXEC_SERVICE_ARGUMENT"] = argument
+    if request.target_type == "name":
+        environment["QREXEC_REQUESTED_TARGET"] = request.target
+    elif request.target_type == "keyword":
+        environment["QREXEC_REQUESTED_TARGET_KEYWORD"] = request.target
+    return environment
+
+
+def _connected_socket(target: UnixSocket | TcpAddress) -> socket.socket:
+    directory = -1
+    if isinstance(target, UnixSocket):
+        connected = socket.socket(socket.AF_UNIX)
+        address: Any = target.path
+        if len(os.fsencode(target.path)) > 107:
+            directory = os.open(os.path.dirname(target.path), os.O_PATH | os.O_DIRECTORY)
+            address = f"/proc/self/fd/{directory}/{os.path.basename(target.path)}"
+    else:
+        connected = socket.socket(socket.AF_INET6 if ":" in target.host else socket.AF_INET)
+        address = (target.host, target.port)
+    connected.settimeout(0 if isinstance(target, UnixSocket) else 5)
+    try:
+        connected.connect(address)
+    except OSError as error:
+        connected.close()
+        raise LookupProblem(f"cannot reach the service: {error.strerror or error}") from None
+    finally:
+        if directory >= 0:
+            os.close(directory)
+    return connected
+
+
+def listen(path: str = AGENT_SOCKET) -> socket.socket:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    if os.path.lexists(path):
+        os.unlink(path)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(path)
+    os.chmod(path, 0o666)
+    listener.listen(128)
+    return listener

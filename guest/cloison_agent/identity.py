@@ -1,0 +1,198 @@
+"""Telling a qube who it is: ``configure``, after a boot or a fork.
+
+Everything is done by system calls of this process, in the order in which others may need it; only a blank private disk
+needs a program. Runs as root; the host is trusted.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import os
+import re
+import shlex
+import socket
+import subprocess
+import time
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+from cloison_agent import disks, syscalls, users
+
+RW = "/rw"
+BOOT_ID = "/proc/sys/kernel/random/boot_id"
+RC_LOCAL = "/rw/config/rc.local"
+BIND_DIRS_CONFIG = ("/usr/lib/qubes-bind-dirs.d", "/etc/qubes-bind-dirs.d", "/rw/config/qubes-bind-dirs.d")
+KEEPS_ROOT = frozenset({"TemplateVM", "StandaloneVM"})
+"""Classes whose root volume is kept: /usr/local and bind-dirs stay on it."""
+
+
+def apply_identity(fields: Mapping[str, Any]) -> dict[str, int]:
+    """Make this machine the qube that the fields describe; returns how long the steps took, in microseconds."""
+    timings: dict[str, int] = {}
+    last = time.perf_counter()
+
+    def done(step: str) -> None:
+        nonlocal last
+        now = time.perf_counter()
+        timings[f"us_{step}"] = round((now - last) * 1e6)
+        last = now
+
+    if "clock_ns" in fields:
+        time.clock_settime_ns(time.CLOCK_REALTIME, int(fields["clock_ns"]))
+    if "entropy" in fields:
+        syscalls.add_entropy(base64.b64decode(fields["entropy"]))
+    done("clock_entropy")
+    _apply_names(fields)
+    done("names")
+    _apply_services(fields.get("services") or {})
+    if fields.get("timezone"):
+        _apply_timezone(str(fields["timezone"]))
+    done("services")
+    disks.bind_disks()
+    done("bind_disks")
+    if fields.get("private"):
+        _mount_rw()
+    _bind_rw(str(fields.get("klass", "AppVM")), bool(fields.get("private")))
+    done("mounts")
+    if fields.get("volatile") and (device := disks.find_disk("volatile")):
+        with contextlib.suppress(OSError):
+            disks.use_as_swap(device)
+    if user := users.find_user(str(fields.get("default_user") or users.DEFAULT_USER)):
+        _make_runtime_directory(user.uid, user.gid)
+    start_rc_local()
+    done("rest")
+    return timings
+
+
+def _apply_names(fields: Mapping[str, Any]) -> None:
+    hostname = str(fields.get("hostname") or fields.get("name") or "")
+    if hostname:
+        socket.sethostname(hostname)
+        _put("/etc/hostname", f"{hostname}\n")
+        _put("/etc/hosts", f"127.0.0.1 localhost\n127.0.1.1 {hostname}\n::1 localhost ip6-localhost ip6-loopback\n")
+    if "name" in fields:
+        _put("/run/qubes/name", f"{fields['name']}\n")
+    if fields.get("machine_id"):
+        _put("/etc/machine-id", f"{fields['machine_id']}\n", mode=0o444)
+    _put("/run/cloison/boot_id", f"{uuid.uuid4()}\n", mode=0o444)
+    with contextlib.suppress(OSError):
+        syscalls.unmount(BOOT_ID, syscalls.MNT_DETACH)
+    syscalls.bind("/run/cloison/boot_id", BOOT_ID)
+    if str(fields.get("klass")) not in KEEPS_ROOT:
+        for name in os.listdir("/etc/ssh") if os.path.isdir("/etc/ssh") else ():
+            if name.startswith("ssh_host_"):
+                os.unlink(f"/etc/ssh/{name}")
+
+
+def _apply_services(services: Mapping[str, Any]) -> None:
+    os.makedirs("/run/qubes-service", exist_ok=True)
+    for name, wanted in services.items():
+        if "/" not in name and not name.startswith(".") and wanted:
+            _put(f"/run/qubes-service/{name}", "")
+
+
+def _apply_timezone(name: str) -> None:
+    zone = f"/usr/share/zoneinfo/{name}"
+    if ".." in name or not os.path.isfile(zone) or os.path.realpath("/etc/localtime") == os.path.realpath(zone):
+        return
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink("/etc/localtime")
+    os.symlink(zone, "/etc/localtime")
+
+
+def _mount_rw() -> None:
+    device = disks.find_disk("private")
+    if device is None:
+        raise OSError("the private disk is not there")
+    os.makedirs(RW, exist_ok=True)
+    if not os.path.ismount(RW):
+        disks.mount_private(device, RW)
+
+
+def _bind_rw(klass: str, private: bool) -> None:
+    """Populate /rw and put its parts in their places; without a private disk /home and /usr/local stay."""
+    os.makedirs(f"{RW}/config", exist_ok=True)
+    if private:
+        _bind_with_skeleton(f"{RW}/home", "/home")
+        if klass not in KEEPS_ROOT:
+            _bind_with_skeleton(f"{RW}/usrlocal", "/usr/local")
+    if klass not in KEEPS_ROOT:
+        for path in bind_dirs():
+            _bind_one(path)
+
+
+def _bind_with_skeleton(kept: str, place: str) -> None:
+    if os.path.ismount(place):
+        return
+    if not os.path.isdir(kept):
+        unfinished = f"{kept}.new"
+        disks.copy_tree(place, unfinished)
+        os.rename(unfinished, kept)
+    syscalls.bind(kept, place)
+
+
+def bind_dirs() -> list[str]:
+    """Paths that the configuration wants kept: lines ``binds+=( '/path' ... )``; ``binds=()`` forgets the earlier."""
+    wanted: list[str] = []
+    for directory in BIND_DIRS_CONFIG:
+        for name in sorted(os.listdir(directory)) if os.path.isdir(directory) else ():
+            if name.endswith(".conf"):
+                with contextlib.suppress(OSError, ValueError), open(f"{directory}/{name}", encoding="utf-8") as file:
+                    parse_binds(file.read(65536), wanted)
+    return [path for path in dict.fromkeys(wanted) if path.startswith("/") and ".." not in path.split("/")]
+
+
+def parse_binds(text: str, wanted: list[str]) -> None:
+    for sign, inside in re.findall(r"^[ \t]*binds(\+?)=\(([^)]*)\)", text, re.MULTILINE):
+        if not sign:
+            wanted.clear()
+        wanted += shlex.split(inside, comments=True)
+
+
+def _bind_one(path: str) -> None:
+    kept = f"{RW}/bind-dirs{path}"
+    with contextlib.suppress(OSError):
+        if not os.path.lexists(kept):
+            if not os.path.lexists(path):
+                return
+            os.makedirs(os.path.dirname(kept), exist_ok=True)
+            if os.path.isdir(path):
+                disks.copy_tree(path, kept)
+            else:
+                disks.copy_file(path, kept)
+        if not os.path.lexists(path):
+            if os.path.isdir(kept):
+                os.makedirs(path)
+            else:
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+                _put(path, "")
+        syscalls.bind(kept, path)
+
+
+def _make_runtime_directory(uid: int, gid: int) -> None:
+    path = f"/run/user/{uid}"
+    with contextlib.suppress(FileExistsError):
+        os.makedirs(path, 0o700)
+        os.chown(path, uid, gid)
+
+
+def start_rc_local() -> None:
+    """The user's own start-up script, beside the first calls."""
+    if os.access(RC_LOCAL, os.X_OK):
+        subprocess.Popen([RC_LOCAL], stdin=subprocess.DEVNULL, start_new_session=True)
+
+
+def _put(path: str, text: str, *, mode: int = 0o644) -> None:
+    """Write a small file; the directory is made if needed."""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    except FileNotFoundError:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(fd, text.encode())
+        os.fchmod(fd, mode)
+    finally:
+        os.close(fd)

@@ -1,0 +1,70 @@
+"""The one archive's entry: the agent itself, or the tool or service whose name it was called by."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+PORT_NAME = "org.cloison.agent"
+PORT_WAIT_S, PORT_DEADLINE_S = 0.05, 60.0
+
+TOOLS = {
+    "qrexec-client-vm": "cloison_agent.client:main",
+    "qvm-copy": "cloison_agent.sending:copy",
+    "qvm-move": "cloison_agent.sending:move",
+    "qvm-copy-to-vm": "cloison_agent.sending:copy_to",
+    "qvm-move-to-vm": "cloison_agent.sending:move_to",
+    "qvm-open-in-vm": "cloison_agent.asking:open_in_vm",
+    "qvm-open-in-dvm": "cloison_agent.asking:open_in_disposable",
+    "qvm-run-vm": "cloison_agent.asking:run_in_vm",
+}
+
+
+def main() -> int:
+    name = os.path.basename(sys.argv[0])
+    if name in TOOLS:
+        module, _, function = TOOLS[name].partition(":")
+        return int(getattr(importlib.import_module(module), function)(sys.argv[1:]))
+    if name.startswith("qubes."):
+        from cloison_agent.builtins import SERVICES
+
+        return SERVICES[name](sys.argv[1] if len(sys.argv) > 1 else "")
+    if sys.argv[1:] == ["precompile"]:
+        from cloison_agent.precompile import precompile
+
+        precompile(sys.argv[0])
+        return 0
+    return serve()
+
+
+def serve() -> int:
+    import gc
+
+    from cloison_agent.agent import Agent, listen
+    from cloison_agent.control import VERBS
+
+    agent = Agent(open_port(), listen(), VERBS)
+    agent.announce_when_booted()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20000, 50, 100)
+    agent.serve()
+    return 0
+
+
+def open_port() -> int:
+    """The virtio-serial port of our name; while the machine starts its driver may still be on the way."""
+    import time
+
+    classes = "/sys/class/virtio-ports"
+    for _ in range(round(PORT_DEADLINE_S / PORT_WAIT_S)):
+        for name in os.listdir(classes) if os.path.isdir(classes) else ():
+            try:
+                with open(f"{classes}/{name}/name") as file:
+                    if file.read().strip() == PORT_NAME:
+                        return os.open(f"/dev/{name}", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+            except OSError:
+                continue
+        time.sleep(PORT_WAIT_S)
+    raise SystemExit(f"there is no port {PORT_NAME}")

@@ -1,0 +1,63 @@
+"""qubes.OpenInVM and qubes.OpenURL, the serving side: show what another qube sent; give an edited file back."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+
+NAME_BYTES = 256
+VIEW_ONLY = b"view-only-"
+MAX_URL_BYTES = 65536
+_OPENER = "/usr/bin/qubes-open"
+_UNSAFE = re.compile(rb"[^A-Za-z0-9._+-]")
+
+
+def serve_open(_: str) -> int:
+    """stdin: 256 bytes of name, then the content. stdout: the new content if it was changed."""
+    name = _read_exactly(NAME_BYTES).rstrip(b"\0")
+    view_only = name.startswith(VIEW_ONLY)
+    safe = _UNSAFE.sub(b"_", name.removeprefix(VIEW_ONLY)) or b"file"
+    if safe.startswith(b"."):
+        safe = b"_" + safe[1:]
+    source = re.sub(r"[^A-Za-z0-9._-]", "_", os.environ.get("QREXEC_REMOTE_DOMAIN", "")) or "unknown"
+    path = os.path.join(os.fsencode(tempfile.mkdtemp(prefix=f"{source}-")), safe)
+    with open(path, "xb") as file:
+        while data := os.read(0, 1 << 17):
+            file.write(data)
+    os.chmod(path, 0o400 if view_only else 0o600)
+    before = os.stat(path).st_mtime_ns
+    with open(os.devnull, "rb") as nothing:
+        code = subprocess.run([_OPENER, path], stdin=nothing, stdout=2, check=False).returncode
+    if not view_only and os.path.exists(path) and os.stat(path).st_mtime_ns != before:
+        _send_file(path)
+    return code
+
+
+def serve_url(_: str) -> int:
+    """stdin: one line, a web or ftp address."""
+    line = sys.stdin.buffer.readline(MAX_URL_BYTES).strip()
+    if not re.fullmatch(rb"(?:https?|ftp)://[\x21-\x7e]+", line):
+        print("only http, https and ftp addresses are opened", file=sys.stderr)
+        return 1
+    return subprocess.run([_OPENER, line], stdin=subprocess.DEVNULL, stdout=2, check=False).returncode
+
+
+def _read_exactly(size_bytes: int) -> bytes:
+    data = b""
+    while len(data) < size_bytes:
+        piece = os.read(0, size_bytes - len(data))
+        if not piece:
+            break
+        data += piece
+    return data
+
+
+def _send_file(path: bytes) -> None:
+    with open(path, "rb") as file:
+        while data := file.read(1 << 17):
+            view = memoryview(data)
+            while view:
+                view = view[os.write(1, view) :]

@@ -1,0 +1,347 @@
+"""One running call of this qube as the serving side: a program or a socket joined to a session of the port."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import pty
+import signal
+import socket
+import struct
+import termios
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from cloison.wire import MAX_PAYLOAD, Credit, CreditCounter, Data, Event, Exit, Signal, Stream, Tty, WindowSize
+from cloison_agent.launch import Task, kill_session, start_task
+from cloison_agent.loop import HANGUP, READ, WRITE, Loop
+
+KILL_AFTER_S = 3.0
+"""Between asking a service to go (its caller is gone) and making it go."""
+FORWARDED = frozenset(
+    {
+        signal.SIGHUP,
+        signal.SIGINT,
+        signal.SIGQUIT,
+        signal.SIGUSR1,
+        signal.SIGUSR2,
+        signal.SIGTERM,
+        signal.SIGKILL,
+        signal.SIGCONT,
+        signal.SIGTSTP,
+    }
+)
+"""Signals that a caller may send to the service that it called."""
+CTRL_D = b"\x04"
+
+
+class Outlet(Protocol):
+    """Where a session's events go: the port."""
+
+    def send(self, event: Event) -> None: ...
+    def window(self, session: int, stream: int) -> int: ...
+
+
+class Source:
+    """Reads a descriptor into a stream of the session, as far as the credit goes.
+
+    ``on_end(gone)``: end of file; ``gone``: the other side closed both directions.
+    """
+
+    def __init__(
+        self, loop: Loop, outlet: Outlet, session: int, stream: int, fd: int, on_end: Callable[[bool], None]
+    ) -> None:
+        os.set_blocking(fd, False)
+        self._loop, self._outlet, self._session, self._stream = loop, outlet, session, stream
+        self._fd, self._on_end = fd, on_end
+        self.ended = False
+        self.copy: Callable[[bytes], None] | None = None
+        loop.add(fd, READ, self._ready, producer=True)
+
+    def _ready(self, mask: int) -> None:
+        window = self._outlet.window(self._session, self._stream)
+        if not window:
+            self._loop.remove(self._fd)
+            return
+        try:
+            data = os.read(self._fd, window if window < MAX_PAYLOAD else MAX_PAYLOAD)
+        except BlockingIOError:
+            return
+        except OSError:  # EIO: the last holder of the terminal is gone; ECONNRESET: so is the peer
+            data = b""
+        if not data:
+            self.close()
+            self._outlet.send(Data(self._session, self._stream, b""))
+            self._on_end(bool(mask & HANGUP))
+            return
+        self._outlet.send(Data(self._session, self._stream, data))
+        if self.copy is not None:
+            self.copy(data)
+
+    def credit_came(self) -> None:
+        if not self.ended and not self._loop.has(self._fd):
+            self._loop.add(self._fd, READ, self._ready, producer=True)
+
+    def close(self) -> None:
+        if not self.ended:
+            self.ended = True
+            self._loop.remove(self._fd)
+            os.close(self._fd)
+
+
+class Sink:
+    """Writes a session's stdin to a descriptor and returns credit as it goes."""
+
+    def __init__(self, loop: Loop, outlet: Outlet, session: int, fd: int, finish: Callable[[int], None]) -> None:
+        os.set_blocking(fd, False)
+        self._loop, self._outlet, self._session, self._fd, self._finish = loop, outlet, session, fd, finish
+        self._queue: deque[memoryview] = deque()
+        self._counter = CreditCounter()
+        self._last = False
+        self._uncounted = 0
+        self.open = True
+
+    def prepend(self, preamble: bytes) -> None:
+        """Bytes of our own before any stdin; no credit is returned for them."""
+        self._uncounted += len(preamble)
+        self.write(preamble)
+
+    def write(self, payload: bytes | memoryview) -> None:
+        """More of stdin; empty = its end."""
+        if not len(payload):
+            self._last = True
+            if not self._queue:
+                self._end()
+            return
+        size_bytes, written = len(payload), 0
+        if not self.open:
+            self._consumed(size_bytes)
+            return
+        if not self._queue:
+            written = self._try_write(payload)
+        if written < size_bytes and self.open:
+            self._queue.append(memoryview(bytes(payload[written:])))
+            if not self._loop.has(self._fd):
+                self._loop.add(self._fd, WRITE, self._ready)
+        elif written < size_bytes:
+            self._consumed(size_bytes - written)
+
+    def _try_write(self, payload: bytes | memoryview) -> int:
+        try:
+            written = os.write(self._fd, payload)
+        except BlockingIOError:
+            return 0
+        except OSError:  # nobody reads any more: swallow what comes
+            self.close()
+            return 0
+        self._consumed(written)
+        return written
+
+    def _ready(self, _: int) -> None:
+        while self._queue:
+            piece = self._queue[0]
+            written = self._try_write(piece)
+            if not self.open:
+                return
+            if written < len(piece):
+                self._queue[0] = piece[written:]
+                return
+            self._queue.popleft()
+        self._loop.remove(self._fd)
+        if self._last:
+            self._end()
+
+    def _consumed(self, size_bytes: int) -> None:
+        if self._uncounted:
+            free = min(self._uncounted, size_bytes)
+            self._uncounted -= free
+            size_bytes -= free
+        if credit := self._counter.consumed(size_bytes):
+            self._outlet.send(Credit(self._session, Stream.STDIN, credit))
+
+    def _end(self) -> None:
+        if self.open:
+            self._finish(self._fd)
+
+    def close(self) -> None:
+        """Nothing more is written; what waits is dropped and its credit returned."""
+        if self.open:
+            self.open = False
+            self._loop.remove(self._fd)
+            os.close(self._fd)
+            dropped = sum(map(len, self._queue))
+            self._queue.clear()
+            if dropped:
+                self._consumed(dropped)
+
+
+class ProgramSession:
+    """A program with its stdin, stdout and stderr (or a terminal). Ends after both end-of-files and the exit."""
+
+    def __init__(self, loop: Loop, outlet: Outlet, session: int, on_end: Callable[[], None]) -> None:
+        self._loop, self._outlet, self._session, self._on_end = loop, outlet, session, on_end
+        self._pid = 0
+        self._code: int | None = None
+        self._sources: dict[int, Source] = {}
+        self._sink: Sink | None = None
+        self._terminal: int | None = None
+        self._abandoned = False
+
+    def start(self, task: Task, tty: Tty | None, copy_stderr: Callable[[bytes], None] | None) -> None:
+        if tty is not None:
+            self._start_on_terminal(task, tty)
+        else:
+            self._start_on_pipes(task)
+            if copy_stderr is not None:
+                self._sources[Stream.STDERR].copy = copy_stderr
+        self._loop.watch_exit(self._pid, self._exited)
+
+    def _start_on_pipes(self, task: Task) -> None:
+        with contextlib.ExitStack() as childs_own:
+            our_in, child_in = socket.socketpair()
+            childs_own.enter_context(child_in)
+            our_out, child_out = socket.socketpair()
+            childs_own.enter_context(child_out)
+            our_err, child_err = os.pipe()
+            childs_own.callback(os.close, child_err)
+            self._pid = start_task(task, child_in.fileno(), child_out.fileno(), child_err)
+        self._sink = Sink(self._loop, self._outlet, self._session, our_in.detach(), _shut_writing)
+        self._add_source(Stream.STDOUT, our_out.detach())
+        self._add_source(Stream.STDERR, our_err)
+
+    def _start_on_terminal(self, task: Task, tty: Tty) -> None:
+        ours, theirs = pty.openpty()
+        try:
+            _set_window_size(theirs, tty.rows, tty.cols)
+            if os.getuid() == 0:
+                os.fchown(theirs, task.user.uid, -1)
+            self._pid = start_task(task, theirs, theirs, theirs, terminal=True)
+        finally:
+            os.close(theirs)
+        self._terminal = ours
+        self._sink = Sink(self._loop, self._outlet, self._session, os.dup(ours), _type_ctrl_d)
+        self._add_source(Stream.STDOUT, ours)
+
+    def _add_source(self, stream: int, fd: int) -> None:
+        self._sources[stream] = Source(self._loop, self._outlet, self._session, stream, fd, self._check_end)
+
+    def receive(self, event: Event) -> None:
+        if isinstance(event, Data):
+            assert self._sink is not None
+            self._sink.write(event.payload)
+        elif isinstance(event, Credit):
+            if source := self._sources.get(event.stream):
+                source.credit_came()
+        elif isinstance(event, Signal):
+            self._signal(event.number)
+        elif isinstance(event, WindowSize) and self._terminal is not None and not self._sources[1].ended:
+            _set_window_size(self._terminal, event.rows, event.cols)
+
+    def _signal(self, number: int) -> None:
+        if number not in FORWARDED or self._code is not None:
+            return
+        group = self._pid
+        with contextlib.suppress(OSError):
+            if self._terminal is not None and not self._sources[1].ended:
+                group = os.tcgetpgrp(self._terminal) or group
+        with contextlib.suppress(OSError):
+            os.killpg(group, number)
+
+    def abandon(self) -> None:
+        """The caller is gone: the service must go too, with all it started."""
+        self._abandoned = True
+        self._close()
+        if self._code is None or self._pid:
+            kill_session(self._pid, signal.SIGHUP)
+            kill_session(self._pid, signal.SIGTERM)
+            kill_session(self._pid, signal.SIGCONT)
+            self._loop.later(KILL_AFTER_S, lambda: kill_session(self._pid, signal.SIGKILL))
+
+    def _close(self) -> None:
+        for source in self._sources.values():
+            source.close()
+        if self._sink is not None:
+            self._sink.close()
+
+    def _exited(self, code: int) -> None:
+        self._code = code
+        self._check_end()
+
+    def _check_end(self, _gone: bool = True) -> None:
+        if self._code is None or self._abandoned or not all(source.ended for source in self._sources.values()):
+            return
+        self._outlet.send(Exit(self._session, self._code))
+        self._close()
+        self._on_end()
+
+
+class SocketSession:
+    """A service that listens on a socket: no stderr, exit code 0 when it closes."""
+
+    def __init__(self, loop: Loop, outlet: Outlet, session: int, on_end: Callable[[], None]) -> None:
+        self._loop, self._outlet, self._session, self._on_end = loop, outlet, session, on_end
+        self._source: Source | None = None
+        self._sink: Sink | None = None
+        self._exit_on_client_eof = self._exit_on_service_eof = self._client_eof = False
+
+    def start(self, connected: socket.socket, descriptor: bytes, *, on_client_eof: bool, on_service_eof: bool) -> None:
+        """``connected`` is given away; ``descriptor`` goes first."""
+        self._exit_on_client_eof, self._exit_on_service_eof = on_client_eof, on_service_eof
+        self._outlet.send(Data(self._session, Stream.STDERR, b""))
+        writer = connected.dup()
+        self._sink = Sink(self._loop, self._outlet, self._session, writer.detach(), self._client_ended)
+        self._source = Source(
+            self._loop, self._outlet, self._session, Stream.STDOUT, connected.detach(), self._service_ended
+        )
+        if descriptor:
+            self._sink.prepend(descriptor)
+
+    def receive(self, event: Event) -> None:
+        assert self._sink is not None and self._source is not None
+        if isinstance(event, Data):
+            self._sink.write(event.payload)
+        elif isinstance(event, Credit) and event.stream == Stream.STDOUT:
+            self._source.credit_came()
+
+    def _client_ended(self, fd: int) -> None:
+        _shut_writing(fd)
+        self._client_eof = True
+        if self._exit_on_client_eof or (self._source is not None and self._source.ended):
+            self._end()
+
+    def _service_ended(self, gone: bool) -> None:
+        if self._exit_on_service_eof or self._client_eof or gone:
+            self._end()
+
+    def _end(self) -> None:
+        self.abandon()
+        self._outlet.send(Exit(self._session, 0))
+        self._on_end()
+
+    def abandon(self) -> None:
+        for end in (self._source, self._sink):
+            if end is not None:
+                end.close()
+
+
+def _shut_writing(fd: int) -> None:
+    """Half-close a socket that we know only by its descriptor."""
+    duplicate = socket.socket(fileno=fd)
+    try:
+        duplicate.shutdown(socket.SHUT_WR)
+    except OSError:
+        return
+    finally:
+        duplicate.detach()
+
+
+def _type_ctrl_d(fd: int) -> None:
+    with contextlib.suppress(OSError):
+        os.write(fd, CTRL_D)
+
+
+def _set_window_size(fd: int, rows: int, cols: int) -> None:
+    with contextlib.suppress(OSError):
+        fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("<HHHH", rows, cols, 0, 0))
