@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 TOP = Path(__file__).parents[3]
 EXAMPLE = TOP / "examples/email"
-SERVICE = TOP / "guest/rpc/cloison.Preview"
+SERVICE = TOP / "guest/files/etc/qubes-rpc/cloison.Preview"
 
 
 def load(path: Path) -> ModuleType:
@@ -35,7 +35,7 @@ def load(path: Path) -> ModuleType:
     return module
 
 
-preview = load(TOP / "guest/bin/cloison-preview")
+preview = load(TOP / "guest/files/usr/bin/cloison-preview")
 
 
 def test_the_mailbox_is_what_its_maker_makes() -> None:
