@@ -166,6 +166,9 @@ for unit in @ENABLED@; do
     systemctl enable "$unit"
 done
 
+# Compiled by the Python that will run it.
+[ ! -e /usr/lib/cloison/agent.pyz ] || python3 -IS /usr/lib/cloison/agent.pyz precompile
+
 # dom0 boots the kernel with our own small initrd; the distribution's would only cost time at each kernel upgrade.
 rm -f /etc/kernel/postinst.d/initramfs-tools /etc/kernel/postrm.d/initramfs-tools
 rm -f /boot/initrd.img-*
