@@ -100,6 +100,11 @@ class Layout:
     def forkpoints(self) -> Path:
         return self.cache / "forkpoints"
 
+    @property
+    def machines_runtime(self) -> Path:
+        """Where the running qubes' directories are."""
+        return self.runtime / "q"
+
     def qube_runtime(self, uuid: str) -> Path:
         """Sockets and the console log of one running qube (short name: socket paths end at 107 bytes)."""
-        return self.runtime / "q" / uuid[:13]
+        return self.machines_runtime / uuid[:13]

@@ -82,7 +82,7 @@ async def _take_back(ground: Ground, system: System, name: QubeName, run: Run, m
 
 def _sweep_runtime(system: System) -> None:
     """Remove runtime directories that belong to no live qube."""
-    root = system.ground.layout.qube_runtime("").parent
+    root = system.ground.layout.machines_runtime
     mine = {live.directory for name in system.running() if (live := system.find_live(name)) is not None}
     for directory in root.iterdir() if root.is_dir() else ():
         if directory not in mine:

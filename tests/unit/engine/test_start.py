@@ -1,0 +1,100 @@
+"""Starting: which way a qube starts, and that every way back is whole."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from cloison.engine.runs import Phase, StartMode
+from cloison.engine.start import Facts, launch
+from cloison.errors import BadRequest, CloisonError, NotNow
+
+from .conftest import Bench
+
+MakeBench = Callable[[], Bench]
+
+
+async def test_an_app_qube_is_forked_from_a_fork_point_made_on_the_way(bench: MakeBench, facts: Facts) -> None:
+    it = bench()
+    live = await launch(it.ground, facts)
+    assert it.hypervisor.started == ["boot to freeze", "fork"]
+    assert live.run.mode is StartMode.FORK
+    assert it.runs[facts.name].phase is Phase.RUNNING
+    root = next(disk for disk in it.hypervisor.disks if disk.slot == "root")
+    assert [layer.path.name for layer in root.chain] == ["root", "root.qcow2", "root"]
+
+
+async def test_the_second_start_reuses_the_fork_point(bench: MakeBench, facts: Facts) -> None:
+    it = bench()
+    live = await launch(it.ground, facts)
+    await live.machine.kill()
+    for ref in live.run.volumes:
+        await it.pool.end_run(ref.vid)
+    await launch(it.ground, facts)
+    assert it.hypervisor.started == ["boot to freeze", "fork", "fork"]
+
+
+@pytest.mark.parametrize(
+    ("change", "started"),
+    [
+        ({"start_mode": "boot"}, ["boot"]),
+        ({"kept_root": True}, ["boot"]),
+        ({"kernel": "", "has_agent": False}, ["boot"]),
+    ],
+)
+async def test_what_cannot_fork_boots(
+    bench: MakeBench, facts: Facts, change: dict[str, object], started: list[str]
+) -> None:
+    it = bench()
+    await launch(it.ground, replace(facts, **change))  # type: ignore[arg-type]
+    assert it.hypervisor.started == started
+
+
+async def test_start_mode_fork_is_refused_where_only_a_boot_is_possible(bench: MakeBench, facts: Facts) -> None:
+    with pytest.raises(BadRequest, match="can only boot"):
+        await launch(bench().ground, replace(facts, kept_root=True, start_mode="fork"))
+
+
+async def test_a_prohibited_start_touches_nothing(bench: MakeBench, facts: Facts) -> None:
+    it = bench()
+    with pytest.raises(NotNow, match="under repair"):
+        await launch(it.ground, replace(facts, prohibited="under repair"))
+    assert it.trouble.steps == []
+
+
+async def test_a_fork_that_fails_falls_back_to_a_boot_and_its_fork_point_goes(bench: MakeBench, facts: Facts) -> None:
+    it = bench()
+    await (await launch(it.ground, facts)).machine.kill()
+    it.pool.open.clear()
+    it.trouble.steps.clear()
+    it.trouble.fail_at = 5  # root, private, volatile, fork, connect, configure
+    live = await launch(it.ground, facts)
+    assert live.run.mode is StartMode.BOOT
+    assert it.hypervisor.started[-2:] == ["fork", "boot"]
+    assert it.ground.forkpoints.complete() == []
+
+
+STEPS_OF_A_FORK = 11  # boot to freeze, connect, prepare-freeze, freeze, three volumes, fork, connect, configure
+
+
+@pytest.mark.parametrize("hang", [False, True], ids=["failed", "cancelled"])
+@pytest.mark.parametrize("step", range(STEPS_OF_A_FORK))
+async def test_a_start_that_breaks_at_any_step_leaves_nothing(
+    bench: MakeBench, facts: Facts, step: int, hang: bool
+) -> None:
+    it = bench()
+    it.trouble.fail_at, it.trouble.hang = step, hang
+    task = asyncio.create_task(launch(it.ground, replace(facts, start_mode="fork")))
+    done, _ = await asyncio.wait({task}, timeout=0.3 if hang else 5)
+    if not done:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await it.ground.forkpoints.close()
+    if task.cancelled() or task.exception() is not None:
+        assert task.cancelled() or isinstance(task.exception(), CloisonError)
+        assert it.rests() == []
+    else:
+        assert step >= len(it.trouble.steps), "a step failed and the start went on"
