@@ -12,8 +12,10 @@ import contextlib
 import logging
 import secrets
 import string
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from cloison.drivers.storage import base as storage
 from cloison.engine import events as e
@@ -52,6 +54,7 @@ class Volumes:
         self.drivers = drivers
         self._open: dict[str, storage.Pool] = {}
         self._tokens: dict[str, tuple[QubeName, str]] = {}
+        self._imports: dict[tuple[QubeName, str], tuple[Path, int]] = {}
 
     # -- pools -----------------------------------------------------------------------------------------------------
 
@@ -238,7 +241,7 @@ class Volumes:
         record = self.volume(name, volume)
         if record.kind is not VolumeKind.KEPT:
             raise BadRequest(f"volume {volume} of {name} is not kept anyway")
-        async with self._seats.halted(name):
+        async with self._held(name):
             await self._replace(name, record, None)
 
     async def set_revisions_to_keep(self, name: QubeName, volume: str, count: int) -> None:
@@ -285,7 +288,7 @@ class Volumes:
         target = self.volume(name, volume)
         if target.kind is not VolumeKind.KEPT or origin.kind is not VolumeKind.KEPT:
             raise BadRequest(f"volume {volume} of {name} cannot be cloned into: only kept volumes can")
-        async with self._seats.halted(name):
+        async with self._held(name):
             await self._replace(name, target, origin)
         self._ledger.tell(e.VolumeCloned(name, volume, f"{source[0]}:{source[1]}"))
 
@@ -306,11 +309,65 @@ class Volumes:
         except BaseException:
             self._ledger.tell(e.VolumeImportEnded(name, old.name, False))
             raise
-        with self._ledger.change(e.VolumeImportEnded(name, old.name, True)) as records:
+        await self._swap(name, old, fresh, e.VolumeImportEnded(name, old.name, True))
+
+    # -- importing -------------------------------------------------------------------------------------------------
+
+    def begin_import(self, name: QubeName, volume: str, path: Path, size_bytes: int) -> Path | None:
+        """Note that data are collected at ``path``; the file of an import that was given up is returned."""
+        record = self.volume(name, volume)
+        if record.kind is not VolumeKind.KEPT:
+            path.unlink(missing_ok=True)
+            raise BadRequest(f"volume {volume} of {name} is not kept: nothing can be imported into it")
+        require_halted(self._seats, name, f"import into volume {volume} of")
+        old = self._imports.pop((name, volume), None)
+        self._imports[name, volume] = (path, size_bytes)
+        self._ledger.tell(e.VolumeImportBegun(name, volume, size_bytes))
+        return old[0] if old else None
+
+    async def end_import(self, name: QubeName, volume: str, *, success: bool) -> None:
+        """Take the collected data as the volume's new content, or forget them."""
+        found = self._imports.pop((name, volume), None)
+        if found is None:
+            raise ProtocolError(f"no import into volume {volume} of {name} was begun")
+        path, size_bytes = found
+        try:
+            if success:
+                async with self._held(name):
+                    await self._take_import(name, self.volume(name, volume), path, size_bytes)
+        except BaseException:
+            self._ledger.tell(e.VolumeImportEnded(name, volume, False))
+            raise
+        finally:
+            path.unlink(missing_ok=True)
+        self._ledger.tell(e.VolumeImportEnded(name, volume, success))
+
+    async def _take_import(self, name: QubeName, old: Volume, path: Path, size_bytes: int) -> None:
+        fresh = replace(old, vid=self.free_vid(old.pool, old.vid), size_bytes=size_bytes)
+
+        async def take(pool: storage.Pool, spec: storage.VolumeSpec) -> None:
+            await pool.import_image(spec, path, image_format="raw", content_key=secrets.token_hex(16))
+
+        await self.make({old.name: (fresh, None)}, {old.name: take}, durable=True)
+        await self._swap(name, old, fresh)
+
+    async def _swap(self, name: QubeName, old: Volume, fresh: Volume, *events: e.Event) -> None:
+        """``fresh``, which is whole and doomed, takes the place of ``old`` in one change."""
+        with self._ledger.change(*events) as records:
             records.put_volume(name, fresh)
             records.spare_volume(fresh.pool, fresh.vid)
             records.doom_volume(old.pool, old.vid)
+        for child in self._ledger.inventory.children(name):
+            await self.follow_template(child.name)
         await self.remove_doomed({(old.pool, old.vid)})
+
+    @asynccontextmanager
+    async def _held(self, name: QubeName) -> AsyncIterator[None]:
+        """Hold a qube and everything based on it halted: snapshots of a volume cannot run while it is replaced."""
+        async with AsyncExitStack() as stack:
+            for holder in (name, *(qube.name for qube in self._ledger.inventory.descendants(name))):
+                await stack.enter_async_context(self._seats.halted(holder))
+            yield
 
     def free_vid(self, pool: str, wish: str) -> str:
         """``wish``, or a variation of it that no volume has."""

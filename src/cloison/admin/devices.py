@@ -1,0 +1,239 @@
+"""Methods on devices (Admin API notes, sections 4.7 and 11).
+
+Assignments are kept and answered; nothing exposes or attaches devices yet, so lists of what is there are empty and
+attaching is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from cloison.admin.methods import Answer, Call, Desk, Dest, Handler, Method, Need, Scope, lines, target
+from cloison.admin.system import DEVICE_CLASSES
+from cloison.engine import events as e
+from cloison.errors import (
+    BadRequest,
+    DeviceAlreadyAssigned,
+    DeviceNotAssigned,
+    DeviceNotFound,
+    ProtocolError,
+    QubeNotRunning,
+)
+from cloison.model.names import QubeName, parse_qube_name
+from cloison.model.qube import Assignment, Qube
+from cloison.model.values import parse_interfaces
+
+MODES = ("required", "ask-to-attach", "auto-attach")
+_PORT = re.compile(r"[a-zA-Z0-9._-]{1,128}|\*", re.ASCII)
+_IDENTITY = re.compile(r"[\x21-\x26\x28-\x7e]{1,512}")
+_KEY = re.compile(r"[a-zA-Z0-9_.-]{1,64}", re.ASCII)
+_PAIR = re.compile(r"([^= ']+)='((?:[^'\\]|\\.)*)'(?: |$)")
+BLOCK_OPTIONS: Mapping[str, Callable[[str], bool]] = {
+    "read-only": lambda value: value.casefold() in ("yes", "no", "true", "false", "1", "0", "on", "off"),
+    "frontend-dev": lambda value: bool(re.fullmatch(r"[a-z0-9]{1,16}", value)),
+    "devtype": lambda value: value in ("disk", "cdrom"),
+}
+
+
+def _devclass(call: Call) -> str:
+    return call.method.split(".")[3]
+
+
+def parse_device(untrusted_arg: str) -> tuple[QubeName, str, str]:
+    """``BACKEND+PORT+DEVICE_ID``; in the identity ``:`` comes as ``+`` and ``*`` as ``_``; missing parts mean any."""
+    backend, *rest = untrusted_arg.split("+", 2)
+    port = _wild(rest[0]) if rest else "*"
+    device_id = _wild(rest[1]) if len(rest) > 1 else "*"
+    device_id = device_id if device_id == "*" else device_id.replace("_______", "?******").replace("+", ":")
+    if not _PORT.fullmatch(port) or not _IDENTITY.fullmatch(device_id):
+        raise ProtocolError(f"{untrusted_arg[:80]!a} is no device: BACKEND+PORT+IDENTITY")
+    return parse_qube_name(backend), port, device_id
+
+
+def _wild(text: str) -> str:
+    return "*" if text in ("_", "") else text
+
+
+def parse_pairs(untrusted_text: str) -> dict[str, str]:
+    """Blank-separated ``key='value'``; a quote inside a value is written ``\\'``."""
+    found: dict[str, str] = {}
+    at = 0
+    text = untrusted_text.strip()
+    while at < len(text):
+        match = _PAIR.match(text, at)
+        if match is None or not _KEY.fullmatch(match[1]) or match[1] in found:
+            raise ProtocolError(f"{text[at : at + 40]!a} is no key='value', or comes twice")
+        found[match[1]] = match[2].replace("\\'", "'")
+        at = match.end()
+    return found
+
+
+def format_pairs(pairs: Mapping[str, str]) -> str:
+    return " ".join(f"{key}='{value.replace(chr(39), chr(92) + chr(39))}'" for key, value in pairs.items())
+
+
+def format_assignment(frontend: QubeName, found: Assignment) -> str:
+    pairs = {
+        "device_id": found.device_id,
+        "port_id": found.port,
+        "devclass": found.devclass,
+        "backend_domain": found.backend,
+        "mode": found.mode,
+        "frontend_domain": frontend,
+        **{f"_{key}": value for key, value in found.options.items()},
+    }
+    return f"{found.backend}+{found.port}:{found.device_id} {format_pairs(pairs)}"
+
+
+def _assigned(qube: Qube, devclass: str) -> list[Assignment]:
+    return [found for found in qube.assignments if found.devclass == devclass]
+
+
+async def list_assigned(desk: Desk, call: Call) -> Answer:
+    found = _assigned(target(desk, call), _devclass(call))
+    if call.arg:
+        backend, port, _ = parse_device(call.arg)
+        found = [a for a in found if a.backend == backend and port in ("*", a.port)]
+    return lines(sorted(format_assignment(call.dest, a) for a in found))
+
+
+async def list_nothing(_desk: Desk, call: Call) -> Answer:
+    return ""
+
+
+async def assign(desk: Desk, call: Call) -> Answer:
+    devclass = _devclass(call)
+    backend, port, device_id = parse_device(call.arg)
+    desk.inventory.qube(backend)
+    pairs = parse_pairs(call.text)
+    _check_agreement(pairs, backend, port, device_id, devclass)
+    mode = pairs.get("mode", "")
+    if mode not in MODES:
+        raise BadRequest(f"an assignment's mode is one of {', '.join(MODES)}, and not {mode[:20]!a}")
+    options = {key[1:]: value for key, value in pairs.items() if key.startswith("_")}
+    _check_options(devclass, options)
+    assignment = Assignment(devclass, backend, port, device_id, mode, options)
+    if _find(target(desk, call), assignment) is not None:
+        raise DeviceAlreadyAssigned(f"{backend}:{port}:{device_id} is assigned to {call.dest} already")
+    device = f"{backend}:{port}:{device_id}"
+    desk.ledger.tell(e.DeviceAssignmentRequested(call.dest, devclass, device, str(options)))
+    with desk.ledger.change(e.DeviceAssigned(call.dest, devclass, device, str(options))) as records:
+        records.put_assignment(call.dest, assignment)
+    return ""
+
+
+def _check_agreement(pairs: Mapping[str, str], backend: str, port: str, device_id: str, devclass: str) -> None:
+    """What the payload says of the device must be what the argument says."""
+    said = {"backend_domain": backend, "port_id": port, "device_id": device_id, "devclass": devclass}
+    for key, value in said.items():
+        if pairs.get(key, value) not in (value, "*"):
+            raise ProtocolError(f"the payload speaks of {key} {pairs[key][:40]!a}, the argument of {value}")
+
+
+def _check_options(devclass: str, options: Mapping[str, str]) -> None:
+    if devclass != "block":
+        return
+    for key, value in options.items():
+        if key not in BLOCK_OPTIONS or not BLOCK_OPTIONS[key](value):
+            raise BadRequest(f"block devices have no option {key[:40]}={value[:40]}")
+
+
+def _find(qube: Qube, wanted: Assignment) -> Assignment | None:
+    key = (wanted.devclass, wanted.backend, wanted.port, wanted.device_id)
+    for found in qube.assignments:
+        if (found.devclass, found.backend, found.port, found.device_id) == key:
+            return found
+    return None
+
+
+def _get(desk: Desk, call: Call) -> Assignment:
+    backend, port, device_id = parse_device(call.arg)
+    found = _find(target(desk, call), Assignment(_devclass(call), backend, port, device_id, ""))
+    if found is None:
+        raise DeviceNotAssigned(f"{backend}:{port}:{device_id} is not assigned to {call.dest}")
+    return found
+
+
+async def unassign(desk: Desk, call: Call) -> Answer:
+    found = _get(desk, call)
+    device = f"{found.backend}:{found.port}:{found.device_id}"
+    with desk.ledger.change(e.DeviceUnassigned(call.dest, found.devclass, device)) as records:
+        records.remove_assignment(call.dest, found)
+    return ""
+
+
+async def set_assignment(desk: Desk, call: Call) -> Answer:
+    found = _get(desk, call)
+    if call.text not in MODES:
+        raise BadRequest(f"an assignment's mode is one of {', '.join(MODES)}")
+    device = f"{found.backend}:{found.port}:{found.device_id}"
+    with desk.ledger.change(e.DeviceAssignmentChanged(call.dest, found.devclass, device)) as records:
+        records.put_assignment(call.dest, replace(found, mode=call.text))
+    return ""
+
+
+async def attach(desk: Desk, call: Call) -> Answer:
+    backend, port, _ = parse_device(call.arg)
+    desk.inventory.qube(backend)
+    if not desk.running.is_running(call.dest):
+        raise QubeNotRunning(f"{call.dest} is not running")
+    raise DeviceNotFound(f"{backend} exposes no {_devclass(call)} device {port}")
+
+
+async def detach(desk: Desk, call: Call) -> Answer:
+    backend, port, _ = parse_device(call.arg)
+    raise DeviceNotAssigned(f"{backend}:{port} is not attached to {call.dest}")
+
+
+# -- interfaces that may not be attached by hand -----------------------------------------------------------------------
+
+
+def _denied(desk: Desk, call: Call) -> list[str]:
+    if not target(desk, call).is_machine:
+        return []
+    text = desk.inventory.text(call.dest, "devices_denied")
+    return [text[at : at + 7] for at in range(0, len(text), 7)]
+
+
+async def list_denied(desk: Desk, call: Call) -> Answer:
+    return "\n".join(_denied(desk, call))
+
+
+async def deny(desk: Desk, call: Call) -> Answer:
+    await desk.properties.set(call.dest, "devices_denied", "".join(_denied(desk, call)) + parse_interfaces(call.text))
+    return ""
+
+
+async def allow(desk: Desk, call: Call) -> Answer:
+    text = "" if call.text == "all" else parse_interfaces(call.text)
+    gone = {text[at : at + 7] for at in range(0, len(text), 7)}
+    kept = [] if call.text == "all" else [code for code in _denied(desk, call) if code not in gone]
+    await desk.properties.set(call.dest, "devices_denied", "".join(kept))
+    return ""
+
+
+_NO, _YES, _MAY = Need.NONE, Need.REQUIRED, Need.OPTIONAL
+_RO, _RW, _X = Scope.LOCAL_RO, Scope.LOCAL_RW, Scope.LOCAL_X
+_VERBS: tuple[tuple[str, Need, Need, Scope, str, Handler], ...] = (
+    ("Available", _MAY, _NO, _RO, "The {} devices that a qube exposes.", list_nothing),
+    ("Assigned", _MAY, _NO, _RO, "The {} devices that are assigned to a qube.", list_assigned),
+    ("Attached", _MAY, _NO, _RO, "The {} devices that are attached to a qube now.", list_nothing),
+    ("Assign", _YES, _YES, _RW, "Assign a {} device to a qube.", assign),
+    ("Unassign", _YES, _NO, _RW, "Take back the assignment of a {} device.", unassign),
+    ("Attach", _YES, _MAY, _X, "Attach a {} device to a running qube.", attach),
+    ("Detach", _YES, _NO, _X, "Detach a {} device.", detach),
+    ("Set.assignment", _YES, _YES, _RW, "Change when an assigned {} device is attached.", set_assignment),
+)
+
+METHODS = (
+    *(
+        Method(f"admin.vm.device.{devclass}.{verb}", Dest.ANY, arg, payload, scope, doc.format(devclass), handler)
+        for devclass in DEVICE_CLASSES
+        for verb, arg, payload, scope, doc, handler in _VERBS
+    ),
+    Method("admin.vm.device.denied.List", Dest.ANY, _NO, _NO, _RO, "Denied device interfaces.", list_denied),
+    Method("admin.vm.device.denied.Add", Dest.ANY, _NO, _MAY, _RW, "Deny device interfaces.", deny),
+    Method("admin.vm.device.denied.Remove", Dest.ANY, _NO, _MAY, _RW, "Allow device interfaces again.", allow),
+)

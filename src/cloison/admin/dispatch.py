@@ -1,0 +1,118 @@
+"""From a request to its answer: the table of all methods, the checks, and the one border that catches everything.
+
+In: requests (parsed, or as the broker hands them over). Out: answer bytes; nothing raises but cancellation.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import AsyncGenerator, Iterable, Mapping
+
+from cloison.admin import devices, ownmethods, settings, storage, system, vms
+from cloison.admin.framing import encode_error, encode_failure, encode_ok
+from cloison.admin.methods import Answer, Call, Desk, Dest, Method, Need, Scope
+from cloison.errors import BadRequest, CloisonError, ProtocolError, QubeNotFound, Refused
+from cloison.model.inventory import Inventory
+from cloison.model.names import DOM0, QubeName, parse_qube_name
+
+log = logging.getLogger(__name__)
+_UUID = re.compile(r"uuid:([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})")
+
+
+class InvalidUuid(BadRequest):
+    wire_name = "QubesVMInvalidUUIDError"
+
+
+async def list_methods(_desk: Desk, _call: Call) -> Answer:
+    return json.dumps(
+        [
+            {
+                "name": row.name,
+                "dest": row.dest.value,
+                "arg": row.arg.value,
+                "payload": row.payload.value,
+                "scope": row.scope.value,
+                "doc": row.doc,
+            }
+            for row in METHODS.values()
+        ]
+    )
+
+
+def _table(rows: Iterable[Method]) -> Mapping[str, Method]:
+    table: dict[str, Method] = {}
+    for row in rows:
+        if row.name in table or (row.handler is None) == (row.streamer is None):
+            raise ValueError(f"the row of {row.name} is wrong")
+        table[row.name] = row
+    return table
+
+
+METHODS: Mapping[str, Method] = _table(
+    (
+        *vms.METHODS,
+        *settings.METHODS,
+        *storage.METHODS,
+        *system.METHODS,
+        *devices.METHODS,
+        *ownmethods.METHODS,
+        Method("cloison.method.List", Dest.DOM0, Need.NONE, Need.NONE, Scope.GLOBAL_RO, "This table.", list_methods),
+    )
+)
+"""Every method by name."""
+
+
+def find_qube(inventory: Inventory, untrusted_name: str) -> QubeName:
+    """An existing qube from its name or ``uuid:...``."""
+    if untrusted_name.startswith("uuid:"):
+        match = _UUID.fullmatch(untrusted_name)
+        if match is None:
+            raise InvalidUuid(f"{untrusted_name[:60]!a} is no uuid")
+        found = inventory.find_by_uuid(match[1])
+        if found is None:
+            raise QubeNotFound(untrusted_name)
+        return found.name
+    return inventory.qube(parse_qube_name(untrusted_name)).name
+
+
+class Admin:
+    """Answers calls. Who may call was decided before: by the socket's permissions, or by the policy."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.desk = desk
+
+    async def dispatch(self, source: str, dest: str, method: str, arg: str, payload: bytes) -> bytes:
+        """The whole answer of a call that is no stream."""
+        return b"".join([part async for part in self.stream(source, dest, method, arg, payload)])
+
+    async def stream(
+        self, source: str, dest: str, method: str, arg: str, payload: bytes
+    ) -> AsyncGenerator[bytes, None]:
+        """The answer in parts: one, or for streams as many as there are."""
+        try:
+            row, call = self._check(source, dest, method, arg, payload)
+            if row.streamer is not None:
+                async for part in row.streamer(self.desk, call):
+                    yield part
+            elif row.handler is not None:
+                yield encode_ok(await row.handler(self.desk, call))
+        except CloisonError as error:
+            log.info("%s+%s %s for %s: %s: %s", method, arg, dest, source, error.wire_name, error)
+            yield encode_failure(error)
+        except Exception:  # the border: the caller gets one line, the log gets the rest
+            log.exception("%s+%s %s for %s failed", method, arg, dest, source)
+            yield encode_error("QubesException", f"{method} failed inside the daemon (hint: its log says why)")
+
+    def _check(self, source: str, dest: str, method: str, arg: str, payload: bytes) -> tuple[Method, Call]:
+        row = METHODS.get(method)
+        if row is None:
+            raise ProtocolError(f"there is no method {method[:80]!a}")
+        inventory = self.desk.inventory
+        caller = find_qube(inventory, source)
+        target = find_qube(inventory, dest)
+        row.check(arg, payload, target)
+        if row.scope is Scope.INTERNAL and caller != DOM0:
+            raise Refused(f"{method} is for dom0 alone")
+        return row, Call(caller, target, method, arg, payload)

@@ -1,0 +1,43 @@
+"""What our own methods (``cloison.*``) need of the daemon, and progress as they tell it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from cloison.model.names import QubeName
+
+Json = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One step of long work. ``percent`` None: unknown."""
+
+    step: str
+    text: str = ""
+    percent: float | None = None
+
+
+Report = Callable[[Progress], None]
+
+
+class OwnVerbs(Protocol):
+    """Provided by the daemon's wiring. Answers must be plain JSON values."""
+
+    def status(self) -> Json: ...
+    def stop_daemon(self, *, kill_qubes: bool) -> None:
+        """Begin to end the daemon; returns at once."""
+        ...
+
+    async def build_template(self, name: QubeName, wishes: Json, report: Report) -> Json: ...
+    async def templates(self) -> Sequence[Json]: ...
+    async def commit_template(self, name: QubeName, report: Report) -> Json: ...
+    async def forkpoints(self) -> Sequence[Json]: ...
+    async def make_forkpoint(self, name: QubeName, report: Report) -> Json: ...
+    async def drop_forkpoints(self, *, key: str | None, template: QubeName | None) -> Sequence[str]: ...
+    async def import_standalone(self, name: QubeName, wishes: Json, report: Report) -> Json: ...
+    def outdated(self, name: QubeName) -> Sequence[str]:
+        """Volumes of a running qube whose source has changed since it started."""
+        ...

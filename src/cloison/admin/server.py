@@ -1,0 +1,134 @@
+"""The private socket of the Admin API.
+
+In: connections of this user's programs. Out: answers. Each connection carries one request, up to its end-of-file
+(nothing is done before), and its answer. Directory and socket are the user's alone, and the peer is checked besides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import select
+import socket
+import struct
+from pathlib import Path
+
+from cloison.admin.dispatch import Admin
+from cloison.admin.framing import MAX_REQUEST_BYTES, FramingError, parse_request
+
+log = logging.getLogger(__name__)
+
+REQUEST_TIMEOUT_S = 30.0
+"""A request comes whole within this time, or not at all: local programs need milliseconds."""
+MAX_CONNECTIONS = 4096
+"""Open at once; each holds a request of at most 64 KiB while it is read."""
+LISTEN_BACKLOG = 256
+IDLE_CHECK_S = 30.0
+"""How often a silent stream looks whether its listener is still there (its write side is closed from the start)."""
+_PEER = struct.Struct("3i")
+
+
+class AdminServer:
+    def __init__(self, path: Path, admin: Admin) -> None:
+        self._path = path
+        self._admin = admin
+        self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Listen. An old socket file is replaced: the system's lock, which the caller holds, says it is nobody's."""
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._path.parent.chmod(0o700)
+        self._path.unlink(missing_ok=True)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        old_mask = os.umask(0o177)
+        try:
+            listener.bind(str(self._path))
+        finally:
+            os.umask(old_mask)
+        self._path.chmod(0o600)
+        self._server = await asyncio.start_unix_server(
+            self._connected, sock=listener, backlog=LISTEN_BACKLOG, limit=MAX_REQUEST_BYTES
+        )
+
+    async def close(self) -> None:
+        """Stop listening, end every connection. Idempotent."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+        self._path.unlink(missing_ok=True)
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self._tasks) >= MAX_CONNECTIONS or not _is_ours(writer):
+            log.warning("a connection was refused: %s", "too many" if _is_ours(writer) else "another user")
+            writer.transport.abort()
+            return
+        task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await self._answer(reader, writer)
+        except (FramingError, TimeoutError) as error:
+            log.info("a request was dropped: %s", error or "it did not end")
+        except OSError:
+            log.debug("a client went away")
+        finally:
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        request = parse_request(await asyncio.wait_for(_read_all(reader), REQUEST_TIMEOUT_S))
+        parts = self._admin.stream(request.source, request.dest, request.method, request.arg, request.payload)
+        following = None
+        try:
+            while True:
+                following = following or asyncio.ensure_future(anext(parts, None))
+                done, _ = await asyncio.wait({following}, timeout=IDLE_CHECK_S)
+                if not done:
+                    if _has_hung_up(writer):
+                        return
+                    continue
+                part = following.result()
+                following = None
+                if part is None:
+                    return
+                writer.write(part)
+                await writer.drain()
+        finally:
+            if following is not None:
+                following.cancel()
+                await asyncio.wait({following})
+            await parts.aclose()
+
+
+async def _read_all(reader: asyncio.StreamReader) -> bytes:
+    """Up to end-of-file; FramingError as soon as it is too long."""
+    chunks: list[bytes] = []
+    size = 0
+    while chunk := await reader.read(MAX_REQUEST_BYTES + 1 - size):
+        chunks.append(chunk)
+        size += len(chunk)
+        if size > MAX_REQUEST_BYTES:
+            raise FramingError(f"longer than {MAX_REQUEST_BYTES} bytes")
+    return b"".join(chunks)
+
+
+def _is_ours(writer: asyncio.StreamWriter) -> bool:
+    peer = writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
+    _pid, uid, _gid = _PEER.unpack(peer)
+    return uid in (os.getuid(), 0)
+
+
+def _has_hung_up(writer: asyncio.StreamWriter) -> bool:
+    poll = select.poll()
+    poll.register(writer.get_extra_info("socket").fileno(), select.POLLHUP | select.POLLERR)
+    return any(events & (select.POLLHUP | select.POLLERR) for _fd, events in poll.poll(0))

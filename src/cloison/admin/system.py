@@ -1,0 +1,112 @@
+"""Methods on the system: labels, device classes, events, and the policy engine's view (notes, sections 1.4, 1.6)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+
+from cloison.admin import eventnames
+from cloison.admin.framing import encode_event
+from cloison.admin.methods import Answer, Call, Desk, Dest, Method, Need, Scope, lines
+from cloison.admin.vms import state_of
+from cloison.engine import events as e
+from cloison.engine.labels import create_label, remove_label
+from cloison.model.names import DOM0
+from cloison.model.properties import properties_of
+from cloison.model.qube import Qube
+from cloison.model.values import Value
+
+DEVICE_CLASSES = ("block", "mic", "pci", "usb")
+
+
+async def list_labels(desk: Desk, _call: Call) -> Answer:
+    return lines(desk.inventory.labels)
+
+
+async def get_label(desk: Desk, call: Call) -> Answer:
+    return desk.inventory.label(call.arg).colour
+
+
+async def label_index(desk: Desk, call: Call) -> Answer:
+    return str(desk.inventory.label(call.arg).index)
+
+
+async def add_label(desk: Desk, call: Call) -> Answer:
+    create_label(desk.ledger, call.arg, call.text)
+    return ""
+
+
+async def drop_label(desk: Desk, call: Call) -> Answer:
+    remove_label(desk.ledger, call.arg)
+    return ""
+
+
+async def list_device_classes(_desk: Desk, _call: Call) -> Answer:
+    return lines(DEVICE_CLASSES)
+
+
+async def system_info(desk: Desk, _call: Call) -> Answer:
+    return json.dumps({"domains": {qube.name: _seen_by_policy(desk, qube) for qube in desk.inventory}})
+
+
+def _seen_by_policy(desk: Desk, qube: Qube) -> dict[str, object]:
+    inventory, known = desk.inventory, properties_of(qube.klass)
+
+    def value(name: str) -> Value:
+        return inventory.value(qube.name, name) if name in known else None
+
+    return {
+        "internal": bool(qube.features.get("internal")),
+        "tags": sorted(qube.tags),
+        "type": qube.klass.value,
+        "template_for_dispvms": bool(value("template_for_dispvms")),
+        "default_dispvm": value("default_dispvm"),
+        "icon": value("icon"),
+        "label": inventory.label(qube.label).colour,
+        "guivm": value("guivm"),
+        "relayvm": value("relayvm"),
+        "transport_rpc": value("transport_rpc"),
+        "power_state": state_of(desk, qube).value,
+        "uuid": qube.uuid,
+    }
+
+
+async def stream_events(desk: Desk, call: Call) -> AsyncIterator[bytes]:
+    """To dom0: everything (that the caller may know); to a qube: what happens to that one."""
+    subscription = desk.ledger.bus.subscribe()
+    try:
+        yield encode_event("", "connection-established", {})
+        async for event in subscription:
+            if isinstance(event, e.SubscriptionDropped):
+                yield encode_event("", "connection-dropped", {"reason": event.reason})
+                return
+            wanted = [data for record, data in eventnames.encode(event) if _is_wanted(desk, call, record)]
+            if wanted:
+                yield b"".join(wanted)
+    finally:
+        subscription.close()
+
+
+def _is_wanted(desk: Desk, call: Call, record: eventnames.Record) -> bool:
+    if call.dest not in (DOM0, record.subject):
+        return False
+    if call.source == DOM0:
+        return True
+    return desk.permits(call.source, "admin.Events", record.name.replace(":", "_"), record.about or DOM0)
+
+
+_NO, _YES = Need.NONE, Need.REQUIRED
+
+METHODS = (
+    Method("admin.label.List", Dest.DOM0, _NO, _NO, Scope.GLOBAL_RO, "Names of the labels, by index.", list_labels),
+    Method("admin.label.Get", Dest.DOM0, _YES, _NO, Scope.GLOBAL_RO, "The colour of a label.", get_label),
+    Method("admin.label.Index", Dest.DOM0, _YES, _NO, Scope.GLOBAL_RO, "The number of a label.", label_index),
+    Method("admin.label.Create", Dest.DOM0, _YES, _YES, Scope.GLOBAL_RW, "Make a label; payload: 0xRRGGBB.", add_label),
+    Method("admin.label.Remove", Dest.DOM0, _YES, _NO, Scope.GLOBAL_RW, "Remove a label that is not used.",
+           drop_label),
+    Method("admin.deviceclass.List", Dest.DOM0, _NO, _NO, Scope.GLOBAL_RO, "The classes of devices.",
+           list_device_classes),
+    Method("admin.Events", Dest.ANY, _NO, _NO, Scope.GLOBAL_RO, "Stream of events.", streamer=stream_events),
+    Method("internal.GetSystemInfo", Dest.DOM0, _NO, _NO, Scope.INTERNAL, "All qubes as the policy sees them (JSON).",
+           system_info),
+)  # fmt: skip
