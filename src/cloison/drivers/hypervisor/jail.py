@@ -2,13 +2,16 @@
 
 In: an argument vector. Out: the argument vector that runs it jailed. May import: errors, the contract.
 
-Inside: /usr read-only (programs and libraries), a fresh /proc of its own process namespace, no network, no
-capabilities, an empty environment, and whatever descriptors it inherits. It does not die with its parent.
+Inside: /usr read-only (programs and libraries), the few files that the plan names, no network, no capabilities, an
+empty environment, and whatever descriptors it inherits. There is no /proc: through it a process could open its
+read-only descriptors again for writing. It does not die with its parent.
 """
 
 from __future__ import annotations
 
 import subprocess
+from dataclasses import dataclass
+from pathlib import Path
 
 from cloison.drivers.hypervisor.base import Accelerator
 from cloison.errors import BackendFailed
@@ -17,15 +20,39 @@ BUBBLEWRAP = "bwrap"
 USER_NAMESPACES_HINT = (
     "allow unprivileged user namespaces: `sysctl kernel.unprivileged_userns_clone=1`, on Ubuntu 24.04 also "
     "`sysctl kernel.apparmor_restrict_unprivileged_userns=0` or an AppArmor profile for bwrap; in a container "
-    "start it with `--security-opt seccomp=unconfined --security-opt systempaths=unconfined`"
+    "start it with `--security-opt seccomp=unconfined`"
 )
 CHECK_TIMEOUT_S = 10
 
 
+@dataclass(frozen=True)
+class JailedFile:
+    """One file of the host that the process sees, at ``place``."""
+
+    place: str
+    source: Path | int
+    """A path, or a descriptor whose bytes are copied into a file in memory."""
+    writable: bool = False
+
+    def plan(self) -> list[str]:
+        if isinstance(self.source, int):
+            return ["--perms", "0400", "--ro-bind-data", str(self.source), self.place]
+        return ["--bind" if self.writable else "--ro-bind", str(self.source), self.place]
+
+
 def plan_jail(
-    command: list[str], *, accelerator: Accelerator, info_fd: int | None = None, outlives_parent: bool = True
+    command: list[str],
+    *,
+    accelerator: Accelerator,
+    files: tuple[JailedFile, ...] = (),
+    info_fd: int | None = None,
+    seccomp_fd: int | None = None,
+    outlives_parent: bool = True,
 ) -> list[str]:
-    """``command`` inside the jail. ``info_fd``: bubblewrap writes the process's id there (JSON, ``child-pid``)."""
+    """``command`` inside the jail.
+
+    ``info_fd``: bubblewrap writes the id of the process there (JSON, ``child-pid``). ``seccomp_fd``: a filter to load.
+    """
     device = ["--dev-bind", "/dev/kvm", "/dev/kvm"] if accelerator is Accelerator.KVM else []
     return [
         BUBBLEWRAP,
@@ -34,10 +61,11 @@ def plan_jail(
         *["--cap-drop", "ALL", "--new-session", "--clearenv", "--as-pid-1"],
         *["--ro-bind", "/usr", "/usr"],
         *["--symlink", "usr/lib", "/lib", "--symlink", "usr/lib64", "/lib64"],
-        *["--proc", "/proc"],
         *device,
+        *[argument for file in files for argument in file.plan()],
         *["--remount-ro", "/", "--chdir", "/"],
         *([] if outlives_parent else ["--die-with-parent"]),
+        *(["--seccomp", str(seccomp_fd)] if seccomp_fd is not None else []),
         *(["--info-fd", str(info_fd)] if info_fd is not None else []),
         "--",
         f"/usr/bin/{command[0]}",

@@ -9,16 +9,29 @@ import contextlib
 import json
 import os
 import resource
+import signal
 import socket
 import subprocess
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from io import FileIO
 from pathlib import Path
 
 from cloison.drivers.hypervisor.base import Accelerator, Disk, MachineSpec
-from cloison.drivers.hypervisor.jail import plan_jail
-from cloison.drivers.hypervisor.plan import Descriptors, Host, Start, plan_command
+from cloison.drivers.hypervisor.jail import JailedFile, plan_jail
+from cloison.drivers.hypervisor.memory_door import MemoryDoor
+from cloison.drivers.hypervisor.plan import (
+    INITRD_PLACE,
+    KERNEL_PLACE,
+    MEMORY_PLACE,
+    Descriptors,
+    Host,
+    Start,
+    place_of_key,
+    plan_command,
+)
+from cloison.drivers.hypervisor.seccomp import build_jail_filter
 from cloison.errors import BackendFailed, BadRequest
 
 QMP_SOCKET, AGENT_SOCKET, CONSOLE_PORT, CONSOLE_SOCKET, CONSOLE_LOG = (
@@ -28,6 +41,7 @@ QMP_SOCKET, AGENT_SOCKET, CONSOLE_PORT, CONSOLE_SOCKET, CONSOLE_LOG = (
     "console.sock",
     "console.log",
 )
+NOTIFICATION_HINT = "Linux 5.14 or newer; in a container allow the seccomp system call"
 MAX_SOCKET_PATH = 107
 """Bytes in sockaddr_un.sun_path without its final zero."""
 
@@ -60,57 +74,88 @@ def start_process(
     Raises BackendFailed naming the file that cannot be opened or what bubblewrap said.
     """
     with ExitStack() as stack:
-        fds = _open_descriptors(spec, disks, directory, start, stack)
-        if memory is not None:
-            fds = replace(fds, memory=_open(memory, os.O_RDWR, stack))
+        fds = _open_descriptors(disks, directory, stack)
         if device_state is not None:
             fds = replace(fds, device_state=_open(device_state, os.O_RDONLY, stack))
-        command = plan_command(spec, host, disks, fds, start, name=name)
-        started = spawn_jailed(command, host.accelerator, inherited=_numbers(fds))
+        door = None
+        if memory is not None and start is Start.FORK:
+            memory_fd = _open(memory, os.O_RDONLY, stack)
+            door = stack.enter_context(MemoryDoor(memory_fd, MEMORY_PLACE.encode()))
+        started = spawn_jailed(
+            plan_command(spec, host, disks, fds, start, name=name),
+            host.accelerator,
+            files=_plan_files(spec, fds, start, memory),
+            inherited=_inherited(fds),
+            door=door,
+        )
         return replace(started, device_state_fd=fds.device_state)
 
 
 def spawn_jailed(
-    command: list[str], accelerator: Accelerator, *, inherited: Sequence[int], outlives_parent: bool = True
+    command: list[str],
+    accelerator: Accelerator,
+    *,
+    files: tuple[JailedFile, ...] = (),
+    inherited: Sequence[int] = (),
+    door: MemoryDoor | None = None,
+    outlives_parent: bool = True,
 ) -> Started:
-    """Run ``command`` jailed in a session of its own, inheriting only the given descriptors."""
-    info_read, info_write = os.pipe2(os.O_CLOEXEC)
-    errors_read, errors_write = os.pipe2(os.O_CLOEXEC)
-    try:
-        jailed = plan_jail(command, accelerator=accelerator, info_fd=info_write, outlives_parent=outlives_parent)
+    """Run ``command`` jailed in a session of its own, seeing the given files, inheriting only the given descriptors."""
+    with ExitStack() as stack:
+        info_read, info_write = _open_pipe(stack)
+        errors_read, errors_write = _open_pipe(stack)
+        seccomp = _hold_bytes(build_jail_filter(), stack)
+        jailed = plan_jail(
+            command,
+            accelerator=accelerator,
+            files=files,
+            info_fd=info_write.fileno(),
+            seccomp_fd=seccomp,
+            outlives_parent=outlives_parent,
+        )
+        copied = [file.source for file in files if isinstance(file.source, int)]
         try:
             wrapper = subprocess.Popen(
                 jailed,
                 stdin=subprocess.DEVNULL,
                 stdout=errors_write,
                 stderr=errors_write,
-                pass_fds=(*inherited, info_write),
+                pass_fds=(*inherited, *copied, info_write.fileno(), seccomp),
                 start_new_session=True,
                 cwd="/",
                 env={"PATH": "/usr/bin:/bin"},
+                preexec_fn=None if door is None else door.install,
             )
         except FileNotFoundError:
             raise BackendFailed("bubblewrap is not installed", hint="apt install bubblewrap") from None
-    except BaseException:
-        os.close(info_read)
-        os.close(errors_read)
-        raise
-    finally:
-        os.close(info_write)
-        os.close(errors_write)
-    try:
-        pid = _read_child_pid(info_read)
-    except (ValueError, KeyError):
-        wrapper.wait()
-        said = os.read(errors_read, 4096).decode(errors="replace").strip()
-        os.close(errors_read)
-        raise BackendFailed(f"cannot start a jailed process: {said}", hint="`cloison doctor` tells more") from None
-    finally:
-        os.close(info_read)
+        except subprocess.SubprocessError:
+            raise BackendFailed("this host forbids seccomp's user notification", hint=NOTIFICATION_HINT) from None
+        info_write.close()
+        errors_write.close()
+        pid = _find_child_pid(info_read)
+        if pid is None:
+            wrapper.wait()
+            said = errors_read.readall().decode(errors="replace").strip()
+            raise BackendFailed(f"cannot start a jailed process: {said}", hint="`cloison doctor` tells more")
+        try:
+            _settle(pid, door)
+        except BaseException:
+            os.kill(pid, signal.SIGKILL)
+            wrapper.wait()
+            raise
+        os.set_blocking(errors_read.fileno(), False)
+        return Started(wrapper, pid, os.dup(errors_read.fileno()))
+
+
+def _settle(pid: int, door: MemoryDoor | None) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         resource.prlimit(pid, resource.RLIMIT_CORE, (0, 0))  # a core dump would hold the guest's secrets
-    os.set_blocking(errors_read, False)
-    return Started(wrapper, pid, errors_read)
+    if door is not None:
+        pidfd = os.pidfd_open(pid)
+        try:
+            door.serve(pidfd)
+        finally:
+            os.close(pidfd)
 
 
 def open_listener(path: Path) -> socket.socket:
@@ -130,9 +175,7 @@ def open_listener(path: Path) -> socket.socket:
     return listener
 
 
-def _open_descriptors(
-    spec: MachineSpec, disks: tuple[Disk, ...], directory: Path, start: Start, stack: ExitStack
-) -> Descriptors:
+def _open_descriptors(disks: tuple[Disk, ...], directory: Path, stack: ExitStack) -> Descriptors:
     def listen(name: str) -> int:
         return stack.enter_context(open_listener(directory / name)).fileno()
 
@@ -143,18 +186,23 @@ def _open_descriptors(
             _open(layer.path, os.O_RDONLY if depth else os.O_RDWR, stack) for depth, layer in enumerate(disk.chain)
         )
         secrets[disk.slot] = tuple(
-            None if layer.secret is None else _hold_secret(layer.secret, stack) for layer in disk.chain
+            None if layer.secret is None else _hold_bytes(layer.secret, stack) for layer in disk.chain
         )
-    boots_kernel = start is not Start.FORK
     return Descriptors(
-        qmp=listen(QMP_SOCKET),
-        agent=listen(AGENT_SOCKET),
-        console=listen(CONSOLE_PORT),
-        layers=layers,
-        secrets=secrets,
-        kernel=_open(spec.kernel, os.O_RDONLY, stack) if spec.kernel and boots_kernel else None,
-        initrd=_open(spec.initrd, os.O_RDONLY, stack) if spec.initrd and boots_kernel else None,
+        qmp=listen(QMP_SOCKET), agent=listen(AGENT_SOCKET), console=listen(CONSOLE_PORT), layers=layers, secrets=secrets
     )
+
+
+def _plan_files(spec: MachineSpec, fds: Descriptors, start: Start, memory: Path | None) -> tuple[JailedFile, ...]:
+    files: list[JailedFile] = []
+    if start is not Start.FORK:
+        files += [JailedFile(KERNEL_PLACE, spec.kernel)] if spec.kernel else []
+        files += [JailedFile(INITRD_PLACE, spec.initrd)] if spec.initrd else []
+    if memory is not None:
+        files.append(JailedFile(MEMORY_PLACE, memory, writable=start is Start.BOOT_TO_FREEZE))
+    for slot, secrets in fds.secrets.items():
+        files += [JailedFile(place_of_key(slot, depth), fd) for depth, fd in enumerate(secrets) if fd is not None]
+    return tuple(files)
 
 
 def _open(path: Path, flags: int, stack: ExitStack) -> int:
@@ -166,24 +214,31 @@ def _open(path: Path, flags: int, stack: ExitStack) -> int:
     return fd
 
 
-def _hold_secret(secret: bytes, stack: ExitStack) -> int:
-    """The key in anonymous memory: never in a file system, never on a command line."""
-    fd = os.memfd_create("key", os.MFD_CLOEXEC)
+def _open_pipe(stack: ExitStack) -> tuple[FileIO, FileIO]:
+    """Read end and write end, closed with the stack at the latest."""
+    read, write = os.pipe2(os.O_CLOEXEC)
+    return stack.enter_context(FileIO(read, "rb")), stack.enter_context(FileIO(write, "wb"))
+
+
+def _hold_bytes(data: bytes, stack: ExitStack) -> int:
+    """Bytes to be read from a descriptor: never in a file system, never on a command line."""
+    fd = os.memfd_create("bytes", os.MFD_CLOEXEC)
     stack.callback(os.close, fd)
-    os.write(fd, secret)
+    os.write(fd, data)
+    os.lseek(fd, 0, os.SEEK_SET)
     return fd
 
 
-def _numbers(fds: Descriptors) -> list[int]:
-    single = (fds.qmp, fds.agent, fds.console, fds.kernel, fds.initrd, fds.memory, fds.device_state)
-    many = [fd for group in (*fds.layers.values(), *fds.secrets.values()) for fd in group]
+def _inherited(fds: Descriptors) -> list[int]:
+    single = (fds.qmp, fds.agent, fds.console, fds.device_state)
+    many = [fd for group in fds.layers.values() for fd in group]
     return [fd for fd in (*single, *many) if fd is not None]
 
 
-def _read_child_pid(info_read: int) -> int:
+def _find_child_pid(info_read: FileIO) -> int | None:
     text = b""
-    while chunk := os.read(info_read, 4096):
+    while chunk := info_read.read(4096):
         text += chunk
-        with contextlib.suppress(json.JSONDecodeError):
+        with contextlib.suppress(ValueError, KeyError):
             return int(json.loads(text)["child-pid"])
-    return int(json.loads(text)["child-pid"])
+    return None

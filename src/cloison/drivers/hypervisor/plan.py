@@ -28,6 +28,8 @@ LAYOUT_VERSION = 1
 CODE_CACHE_MIB = 256
 """Emulator's translated code: touched as needed, thrown away when full. A desktop guest fills 100 to 200 MiB."""
 MIN_MEMORY_MIB, MAX_MEMORY_MIB, MAX_VCPUS = 64, 1 << 20, 128
+KERNEL_PLACE, INITRD_PLACE, MEMORY_PLACE = "/kernel", "/initrd", "/memory"
+"""Where files that QEMU takes by name only are in the jail."""
 SECCOMP = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
 
@@ -62,7 +64,7 @@ class Host:
 
 @dataclass(frozen=True)
 class Descriptors:
-    """Numbers of open descriptors that the process inherits."""
+    """Numbers of open descriptors that the process inherits, and that its disks' keys are copied from."""
 
     qmp: int
     agent: int
@@ -71,9 +73,6 @@ class Descriptors:
     """Per disk slot, top layer first."""
     secrets: Mapping[str, tuple[int | None, ...]] = field(default_factory=dict)
     """Per disk slot, parallel to ``layers``: where the layer's key can be read, or None."""
-    kernel: int | None = None
-    initrd: int | None = None
-    memory: int | None = None
     device_state: int | None = None
 
 
@@ -109,8 +108,8 @@ def plan_command(
         *["-nodefaults", "-no-user-config", "-display", "none"],
         *["-sandbox", SECCOMP],
         *["-action", "reboot=shutdown,shutdown=poweroff,panic=shutdown"],
-        *_machine(spec, host, fds, start),
-        *_kernel(spec, host, fds, start),
+        *_machine(spec, host, start),
+        *_kernel(spec, host, start),
         *_firmware_devices(fds),
         *_disks(disks, fds),
         *_virtio_devices(fds),
@@ -128,16 +127,17 @@ def check_spec(spec: MachineSpec) -> None:
         raise BadRequest("kernel options must be one line")
 
 
-def _machine(spec: MachineSpec, host: Host, fds: Descriptors, start: Start) -> list[str]:
+def _machine(spec: MachineSpec, host: Host, start: Start) -> list[str]:
     machine = "q35,memory-backend=ram,usb=off,vmport=off,smm=off,sata=off,smbus=off,graphics=off,dump-guest-core=off"
     size = f"size={spec.memory_mib}M"
     match start:
         case Start.BOOT:
             memory = f"memory-backend-ram,id=ram,{size}"
         case Start.BOOT_TO_FREEZE:
-            memory = f"memory-backend-file,id=ram,{size},mem-path={_path(fds.memory)},share=on"
+            memory = f"memory-backend-file,id=ram,{size},mem-path={MEMORY_PLACE},share=on"
         case Start.FORK:
-            memory = f"memory-backend-file,id=ram,{size},mem-path={_path(fds.memory)},share=off"
+            copied = "" if spec.share_memory else ",prealloc=on"
+            memory = f"memory-backend-file,id=ram,{size},mem-path={MEMORY_PLACE},share=off{copied}"
     if host.accelerator is Accelerator.KVM:
         accelerator = "kvm"
     else:
@@ -152,12 +152,12 @@ def _machine(spec: MachineSpec, host: Host, fds: Descriptors, start: Start) -> l
     ]
 
 
-def _kernel(spec: MachineSpec, host: Host, fds: Descriptors, start: Start) -> list[str]:
+def _kernel(spec: MachineSpec, host: Host, start: Start) -> list[str]:
     """A fork has its kernel in memory already: giving it again would only cost time and tens of MiB."""
     if spec.kernel is None or start is Start.FORK:
         return []
-    given = ["-kernel", _path(fds.kernel), "-append", plan_kernel_options(spec, host)]
-    return [*given, *(["-initrd", _path(fds.initrd)] if spec.initrd is not None else [])]
+    given = ["-kernel", KERNEL_PLACE, "-append", plan_kernel_options(spec, host)]
+    return [*given, *(["-initrd", INITRD_PLACE] if spec.initrd is not None else [])]
 
 
 def _firmware_devices(fds: Descriptors) -> list[str]:
@@ -208,8 +208,8 @@ def _disk(disk: Disk, fds: Descriptors) -> list[str]:
         }
         if layer.format == "qcow2":
             image["backing"] = f"{slot}{depth + 1}" if depth + 1 < len(disk.chain) else None
-        if (secret := secrets[depth]) is not None:
-            arguments += ["-object", f"secret,id={node}-key,file={_path(secret)}"]
+        if secrets[depth] is not None:
+            arguments += ["-object", f"secret,id={node}-key,file={place_of_key(slot, depth)}"]
             image["encrypt"] = {"format": "luks", "key-secret": f"{node}-key"}
         arguments += ["-add-fd", f"fd={numbers[depth]},set={numbers[depth]}"]
         arguments += ["-blockdev", json.dumps(protocol), "-blockdev", json.dumps(image)]
@@ -226,7 +226,7 @@ def _virtio_devices(fds: Descriptors) -> list[str]:
         *["-object", "rng-builtin,id=rng"],
         *["-device", f"virtio-rng-pci-non-transitional,id=rng0,rng=rng,bus=pcie.0,addr={RNG_ADDRESS}"],
         "-device",
-        "virtio-balloon-pci-non-transitional,id=balloon,free-page-reporting=on,deflate-on-oom=on,"
+        "virtio-balloon-pci-non-transitional,id=balloon,free-page-reporting=on,page-poison=off,deflate-on-oom=on,"
         f"bus=pcie.0,addr={BALLOON_ADDRESS}",
     ]
 
@@ -240,9 +240,9 @@ def _hotplug_ports() -> list[str]:
     return arguments
 
 
-def _path(fd: int | None) -> str:
-    assert fd is not None, "the plan needs a descriptor that was not opened"
-    return f"/proc/self/fd/{fd}"
+def place_of_key(slot: str, depth: int) -> str:
+    """Where a disk layer's key is in the jail."""
+    return f"/key-{slot}{depth}"
 
 
 def _escaped(text: str) -> str:

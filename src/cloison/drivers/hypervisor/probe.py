@@ -1,6 +1,6 @@
 """What this host can do for guests: QEMU's version, and whether KVM really runs them.
 
-In: the host. Out: a ``Host``. May import: plan, launch, the probe's guest, errors.
+In: the host. Out: a ``Host``. May import: plan, jail, launch, the probe's guest, errors.
 
 A device node proves nothing: some machines offer a KVM that opens and creates guests, and stops at the first
 instruction it does not know. So a guest is run; its answer is remembered until the machine, QEMU or the user's rights
@@ -20,6 +20,7 @@ import subprocess
 from pathlib import Path
 
 from cloison.drivers.hypervisor.base import Accelerator
+from cloison.drivers.hypervisor.jail import JailedFile
 from cloison.drivers.hypervisor.launch import spawn_jailed
 from cloison.drivers.hypervisor.plan import Host
 from cloison.drivers.hypervisor.probe_guest import EXIT_PORT, SUCCESS, build_firmware, exit_code
@@ -31,7 +32,8 @@ KVM_DEVICE = Path("/dev/kvm")
 PROBE_TIMEOUT_S = 4.0
 """The guest needs 0.05 s even when it is emulated."""
 VERSION_TIMEOUT_S = 10.0
-MEMORY_FILE = "probe.json"
+FIRMWARE_PLACE = "/firmware"
+ANSWER_FILE = "probe.json"
 INSTALL_HINT = "apt install qemu-system-x86"
 
 
@@ -45,10 +47,10 @@ async def find_host(cache: Path, *, wished: Accelerator | None = None) -> Host:
     if wished is not None:
         return Host(wished, version, text, _read_cpu_identity(), "as asked for")
     key = _digest_circumstances(text)
-    remembered = _find_remembered(cache / MEMORY_FILE, key)
+    remembered = _find_remembered(cache / ANSWER_FILE, key)
     if remembered is None:
         remembered = await probe_kvm()
-        _remember(cache / MEMORY_FILE, key, *remembered)
+        _remember(cache / ANSWER_FILE, key, *remembered)
     works, why = remembered
     return Host(Accelerator.KVM if works else Accelerator.EMULATION, version, text, _read_cpu_identity(), why)
 
@@ -96,9 +98,10 @@ async def run_probe_guest(accelerator: Accelerator) -> int | None:
     firmware = os.memfd_create("firmware", os.MFD_CLOEXEC)
     try:
         os.write(firmware, build_firmware())
-        command = _plan_probe(accelerator, firmware)
+        os.lseek(firmware, 0, os.SEEK_SET)
+        files = (JailedFile(FIRMWARE_PLACE, firmware),)
         started = await asyncio.to_thread(
-            spawn_jailed, command, accelerator, inherited=(firmware,), outlives_parent=False
+            spawn_jailed, _plan_probe(accelerator), accelerator, files=files, outlives_parent=False
         )
     finally:
         os.close(firmware)
@@ -113,12 +116,12 @@ async def run_probe_guest(accelerator: Accelerator) -> int | None:
             await asyncio.to_thread(started.wrapper.wait)
 
 
-def _plan_probe(accelerator: Accelerator, firmware: int) -> list[str]:
+def _plan_probe(accelerator: Accelerator) -> list[str]:
     return [
         QEMU,
         *["-nodefaults", "-no-user-config", "-display", "none", "-machine", "q35", "-m", "32M"],
         *["-accel", accelerator.value, "-cpu", "host" if accelerator is Accelerator.KVM else "qemu64"],
-        *["-bios", f"/proc/self/fd/{firmware}"],
+        *["-bios", FIRMWARE_PLACE],
         *["-device", f"isa-debug-exit,iobase={EXIT_PORT:#x},iosize=4"],
     ]
 

@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from cloison.drivers.hypervisor import probe
@@ -101,8 +101,8 @@ class QemuHypervisor:
         device_state: Path | None = None,
     ) -> Machine:
         host = await self.host()
-        started = start_process(
-            spec, host, disks, directory, start, name=name, memory=memory, device_state=device_state
+        started = await asyncio.to_thread(
+            start_process, spec, host, disks, directory, start, name=name, memory=memory, device_state=device_state
         )
         when = find_start_time(started.pid)
         watch = ProcessWatch(started.pid, when if when is not None else -1)
@@ -114,7 +114,8 @@ class QemuHypervisor:
 
     def _digest_machine(self, spec: MachineSpec, host: Host) -> str:
         """Digest of the command line that a fork would have, and of what it does not show."""
-        fds = Descriptors(qmp=0, agent=0, console=0, kernel=0, initrd=0, memory=0, device_state=0)
+        fds = Descriptors(qmp=0, agent=0, console=0, device_state=0)
+        spec = replace(spec, share_memory=True)  # one fork point serves both
         plan = {
             "layout": LAYOUT_VERSION,
             "boot": plan_command(spec, host, (), fds, Start.BOOT_TO_FREEZE, name=""),
