@@ -30,32 +30,35 @@ def fragments(text: str) -> Iterator[str]:
             yield from CODE.findall(part)
 
 
-def commands(text: str) -> Iterator[str]:
+def commands(text: str) -> Iterator[tuple[str, ...]]:
+    """Every call of ``cloison`` as words; pipes and lists of commands are taken apart."""
     for fragment in fragments(text):
-        for piece in re.split(r"\s(?:\||&&|;)\s", fragment):
-            if found := re.match(r"(?:\$ )?(?:\.venv/bin/)?(cloison [a-z-].*)", piece):
-                yield found[1]
+        if not re.search(r"(^|[ /])cloison [a-z-]", fragment):
+            continue
+        words = shlex.split(fragment.removeprefix("$ "))
+        ends = [index for index, word in enumerate(words) if word in {"|", "&&", ";", "<", ">"}] + [len(words)]
+        for begin, end in zip([0, *(end + 1 for end in ends)], ends, strict=False):
+            if words[begin:end] and words[begin].removeprefix(".venv/bin/") == "cloison":
+                yield ("cloison", *words[begin + 1 : end])
 
 
-def problem_with(line: str, program: click.Group) -> str:
+def problem_with(words: tuple[str, ...], program: click.Group) -> str:
     """Why this is not a command of ours, or nothing. Only names are checked; values are the reader's own."""
-    try:
-        words = shlex.split(line)[1:]
-    except ValueError as error:
-        return str(error)
     found: click.Command = program
-    context = click.Context(program)
-    while words and isinstance(found, click.Group) and re.fullmatch(r"[a-z-]+(\|[a-z-]+)*", words[0]):
-        names = words.pop(0).split("|")
-        below = [found.get_command(context, name) for name in names]
-        if None in below:
-            return f"{' '.join(names)} is not a command of {found.name}"
-        found = below[0] or found
+    rest = list(words[1:])
+    while rest and rest[0].startswith("--") and found is program:
+        del rest[: 2 if rest[0] == "--root" else 1]
+    while rest and isinstance(found, click.Group) and re.fullmatch(r"[a-z-]+", rest[0]):
+        below = found.get_command(click.Context(program), rest[0])
+        if below is None:
+            return f"{rest[0]} is not a command of {found.name}"
+        found = below
+        del rest[0]
     options = {name for parameter in found.params for name in (*parameter.opts, *parameter.secondary_opts)}
-    ours = words[: words.index("--")] if "--" in words else words
+    ours = rest[: rest.index("--")] if "--" in rest else rest
     for word in ours:
-        option = word.strip("[]").partition("=")[0]
-        if re.fullmatch(r"--[a-z][a-z-]*", option) and option not in options | {"--help", "--json", "--quiet"}:
+        option = word.partition("=")[0]
+        if re.fullmatch(r"--[a-z][a-z-]*", option) and option not in options | {"--help"}:
             return f"{found.name} has no option {option}"
     return ""
 
@@ -67,8 +70,9 @@ def test_links_lead_to_files(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(TOP)))
 def test_paths_of_the_project_exist(page: Path) -> None:
-    named = {path for fragment in fragments(page.read_text()) if (path := fragment) and OUR_PATH.fullmatch(path)}
-    assert sorted(path for path in named if not (TOP / path).exists()) == []
+    named = {fragment for fragment in fragments(page.read_text()) if OUR_PATH.fullmatch(fragment)}
+    placeholders = {path for path in named if any(part.isupper() for part in Path(path).parts)}
+    assert sorted(path for path in named - placeholders if not (TOP / path).exists()) == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(TOP)))
@@ -83,10 +87,10 @@ def test_planted_mistakes_are_found() -> None:
     from cloison.cli.entry import program
 
     assert list(links("see [x](docs/nowhere.md#part) and [y](https://example.org/)")) == ["docs/nowhere.md"]
-    assert list(commands("```\ncloison list --json # all\n```\n`cloison run work`")) == [
-        "cloison list --json",
-        "cloison run work",
-    ]
-    assert problem_with("cloison lisst", program)
-    assert problem_with("cloison list --colourful", program)
-    assert not problem_with("cloison list --json", program)
+    text = "```\ncloison list --json | head # all\n```\n`cloison --root DIR run work`"
+    assert list(commands(text)) == [("cloison", "list", "--json"), ("cloison", "--root", "DIR", "run", "work")]
+    assert problem_with(("cloison", "lisst"), program)
+    assert problem_with(("cloison", "list", "--colourful"), program)
+    assert problem_with(("cloison", "--root", "DIR", "template", "biuld"), program)
+    assert not problem_with(("cloison", "list", "--json"), program)
+    assert not problem_with(("cloison", "run", "work", "--", "ls", "--colourful"), program)
