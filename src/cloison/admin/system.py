@@ -45,8 +45,13 @@ async def list_device_classes(_desk: Desk, _call: Call) -> Answer:
     return lines(DEVICE_CLASSES)
 
 
+def picture_for_policy(desk: Desk) -> dict[str, object]:
+    """All qubes as the policy sees them: the JSON value of ``internal.GetSystemInfo``."""
+    return {"domains": {qube.name: _seen_by_policy(desk, qube) for qube in desk.inventory}}
+
+
 async def system_info(desk: Desk, _call: Call) -> Answer:
-    return json.dumps({"domains": {qube.name: _seen_by_policy(desk, qube) for qube in desk.inventory}})
+    return json.dumps(picture_for_policy(desk))
 
 
 def _seen_by_policy(desk: Desk, qube: Qube) -> dict[str, object]:

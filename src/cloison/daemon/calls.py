@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 
-from cloison.admin.dispatch import Admin
-from cloison.admin.methods import Permits
+from cloison.admin.dispatch import METHODS, Admin
+from cloison.admin.methods import Permits, Scope
 from cloison.daemon.targets import EngineTargets
 from cloison.model.names import DOM0, QubeName
 from cloison.policy import Allow, PolicySource, Request
@@ -22,7 +22,7 @@ def admin_handlers(admin: Admin) -> Mapping[str, Handler]:
         dest = DOM0 if call.requested_target in ("", "@adminvm", "@default") else call.requested_target
         return admin.stream(call.source, dest, call.service, call.argument, stdin)
 
-    return dict.fromkeys(admin.services(), serve)
+    return dict.fromkeys((name for name, row in METHODS.items() if row.scope is not Scope.INTERNAL), serve)
 
 
 def may_know(policy: PolicySource, targets: EngineTargets) -> Permits:

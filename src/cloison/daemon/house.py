@@ -16,15 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cloison.admin.dispatch import Admin
+from cloison.admin.methods import Desk
 from cloison.admin.server import AdminServer
+from cloison.admin.system import picture_for_policy
 from cloison.daemon.books import Bookkeeping
 from cloison.daemon.calls import admin_handlers, may_know
 from cloison.daemon.own import DaemonVerbs, Facade, build_for_engine
 from cloison.daemon.targets import EngineTargets
 from cloison.drivers.hypervisor.qemu import QemuHypervisor
 from cloison.drivers.state.sqlite import Store
-from cloison.drivers.storage.base import DiskLayer
-from cloison.drivers.storage.qcow2 import Qcow2Pool, make_layer
+from cloison.drivers.storage.qcow2 import Qcow2Pool, make_blank, make_layer
 from cloison.engine.events import EventBus
 from cloison.engine.forkpoints import ForkPoints
 from cloison.engine.inventory import Ledger
@@ -99,9 +100,11 @@ async def built(layout: Layout) -> AsyncIterator[House]:
         ledger = Ledger(store, EventBus())
         hypervisor = QemuHypervisor(layout.cache)
         accelerator = await hypervisor.accelerator()
+        pools = _Pools(layout.pools)
+        stack.push_async_callback(pools.close)
         connector = RelayConnector(Spawner())
         stack.push_async_callback(connector.close)
-        forkpoints = ForkPoints(layout.forkpoints, hypervisor, connector, make_layer, _make_blank)
+        forkpoints = ForkPoints(layout.forkpoints, hypervisor, connector, make_layer, make_blank)
         stack.push_async_callback(forkpoints.close)
 
         kernels = Kernels(layout.data / "kernels")
@@ -113,7 +116,7 @@ async def built(layout: Layout) -> AsyncIterator[House]:
         committed: list[Templates] = []
         system = System(ground, books, on_committed=lambda name: committed[0].committed(name))
         stack.push_async_callback(system.close)
-        books.volumes = Volumes(ledger, system, {"file-qcow2": PoolDriver(functools.partial(_open_pool, layout.pools))})
+        books.volumes = Volumes(ledger, system, {"qcow2": PoolDriver(pools.open, ("dir_path",))})
         books.qubes = Qubes(ledger, system, books.volumes)
         templates = Templates(system, ledger, books.qubes, functools.partial(build_for_engine, layout.cache))
         committed.append(templates)
@@ -122,9 +125,18 @@ async def built(layout: Layout) -> AsyncIterator[House]:
         facade = Facade(layout, accelerator, (host := await hypervisor.host()).qemu_text, host.why, time.time())
         own = DaemonVerbs(facade, system, templates, ledger, lambda kill: _tell(stopping, kill))
         properties = Properties(ledger, system, books.volumes)
-        targets = EngineTargets(system, ledger, books.qubes)
-        admin = Admin(ledger, books.qubes, properties, books.volumes, system, own,
-                      imports=layout.data / "imports", permits=may_know(policy, targets))  # fmt: skip
+        targets = EngineTargets(system, ledger, books.qubes, lambda: picture_for_policy(desk))
+        desk = Desk(
+            ledger,
+            books.qubes,
+            properties,
+            books.volumes,
+            system,
+            own,
+            layout.data / "imports",
+            may_know(policy, targets),
+        )
+        admin = Admin(desk)
         limits = Limits()
         dom0 = Dom0Services(layout.services, admin_handlers(admin), stdin_bytes=limits.builtin_stdin_bytes)
         audit = JsonLines(layout.audit)
@@ -143,15 +155,21 @@ def _tell(stopping: asyncio.Future[bool], kill_qubes: bool) -> None:
         stopping.set_result(kill_qubes)
 
 
-def _open_pool(pools: Path, record: Pool) -> Qcow2Pool:
-    return Qcow2Pool(record.name, Path(record.config.get("dir_path") or pools / record.name))
+class _Pools:
+    """Opens qcow2 pools as they are asked for, and closes them all."""
 
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._opened: list[Qcow2Pool] = []
 
-async def _make_blank(path: Path, size_bytes: int) -> DiskLayer:
-    """A sparse raw file: the disk behind a slot that a frozen guest does not look at."""
-    with path.open("wb") as file:
-        file.truncate(size_bytes)
-    return DiskLayer(path, "raw")
+    def open(self, record: Pool) -> Qcow2Pool:
+        pool = Qcow2Pool.open_now(record.name, Path(record.config.get("dir_path") or self._directory / record.name))
+        self._opened.append(pool)
+        return pool
+
+    async def close(self) -> None:
+        for pool in self._opened:
+            await pool.close()
 
 
 def _write_run(ledger: Ledger, name: QubeName, run: Run | None) -> None:

@@ -6,7 +6,6 @@ In: the broker's questions. Out: the engine's answers. May import: engine, qrexe
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from cloison.engine.inventory import Ledger
 from cloison.engine.qubes import Qubes
@@ -14,11 +13,10 @@ from cloison.engine.system import System
 from cloison.errors import QubeNotRunning
 from cloison.model.inventory import Inventory
 from cloison.model.names import QubeName
-from cloison.model.power import PowerState
 from cloison.policy import SystemInfo
 from cloison.qrexec.link import RelayLink
 
-Describe = Callable[[Inventory, Callable[[QubeName], PowerState]], Mapping[str, Any]]
+Describe = Callable[[], Mapping[str, object]]
 """The picture of the system in the form of ``internal.GetSystemInfo``."""
 
 
@@ -35,7 +33,7 @@ class EngineTargets:
     def system_info(self) -> SystemInfo:
         inventory, changes = self._ledger.inventory, self._system.power_changes
         if self._cached is None or self._cached[0] is not inventory or self._cached[1] != changes:
-            described = self._describe(inventory, self._system.power_state)
+            described = self._describe()
             self._cached = (inventory, changes, SystemInfo.parse(described))
         return self._cached[2]
 

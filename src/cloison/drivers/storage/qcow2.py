@@ -44,7 +44,10 @@ class Qcow2Pool:
     driver = "qcow2"
 
     def __init__(self, name: str, directory: Path, *, clock: Callable[[], float] = time.time) -> None:
-        """Use ``open``."""
+        """Reads the records in ``directory`` (made if missing) and removes what interrupted changes left.
+
+        Damaged records do not keep the other volumes from working; asking for such a volume names its file.
+        """
         self.name = name
         self._shelf = Shelf(directory)
         self._clock = clock
@@ -56,21 +59,24 @@ class Qcow2Pool:
         self._merging: frozenset[str] = frozenset()
         self._settled = asyncio.Condition()
         self._tidying: asyncio.Task[None] | None = None
+        self._load()
+
+    def wake(self) -> None:
+        """Begin background work (the stock of secrets, interrupted merges); else the first run does. Needs the loop."""
+        self._stock.refill_soon()
+        self._tidy_soon()
 
     @classmethod
-    async def open(cls, name: str, directory: Path, *, clock: Callable[[], float] = time.time) -> Qcow2Pool:
-        """The pool in ``directory`` (made if missing), tidied of what an interrupted change left.
-
-        Damaged records do not keep the other volumes from working; asking for such a volume names its file.
-        """
+    def open_now(cls, name: str, directory: Path, *, clock: Callable[[], float] = time.time) -> Qcow2Pool:
+        """As ``open``, without waiting for a thread: reads one small file per volume. Needs a running event loop."""
         pool = cls(name, directory, clock=clock)
-        await asyncio.to_thread(pool._load)
+        pool._load()
         pool._stock.refill_soon()
         pool._tidy_soon()
         return pool
 
     async def close(self) -> None:
-        """End background work; nothing is lost, the next ``open`` takes it up again."""
+        """End background work; nothing is lost, the next pool object takes it up again."""
         if self._tidying is not None:
             self._tidying.cancel()
             await asyncio.gather(self._tidying, return_exceptions=True)
@@ -377,7 +383,7 @@ class Qcow2Pool:
         path = self._shelf.image(layer_id)
         if image_format == FORMAT:
             header = qcow2format.read_header(image)
-            if header.backing or header.has_external_data or header.is_encrypted or header.snapshots:
+            if header.backing or header.has_external_data or header.is_encrypted:
                 raise BadRequest(f"image {image} cannot be used as it is", hint="import it with `standalone import`")
             await asyncio.to_thread(self._shelf.adopt_image, image, layer_id)
         elif image_format == "raw":
