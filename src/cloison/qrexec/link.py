@@ -35,7 +35,7 @@ from cloison.qrexec.packets import (
     pack,
     parse_closing,
 )
-from cloison.qrexec.spawner import Spawner, find_peer_pid
+from cloison.qrexec.spawner import Spawner, drop_descriptors, find_peer_pid
 from cloison.wire.errors import LocalProtocolError, RemoteProtocolError
 from cloison.wire.frames import LENGTHS, Kind
 from cloison.wire.messages import Call, Control, Notice, Open, Reply, encode_message, parse_message
@@ -295,7 +295,7 @@ class RelayLink:
             self._end("the relay ended")
             return
         try:
-            if len(packet) < HEADER.size or flags & socket.MSG_TRUNC:
+            if drop_descriptors(ancillary) or len(packet) < HEADER.size or flags & socket.MSG_TRUNC:
                 raise RemoteProtocolError("a malformed packet")
             kind, _, _, number = HEADER.unpack_from(packet)
             self._take(kind, number, packet[HEADER.size :])

@@ -5,10 +5,12 @@ In: a connected agent channel. Out: the control socket of a new relay. May impor
 
 from __future__ import annotations
 
+import array
 import asyncio
 import contextlib
 import json
 import logging
+import os
 import socket
 import sys
 
@@ -134,3 +136,14 @@ def find_peer_pid(ancillary: list[tuple[int, int, bytes]]) -> int | None:
         if level == socket.SOL_SOCKET and kind == _SCM_CREDENTIALS and len(data) >= 4:
             return int.from_bytes(data[:4], sys.byteorder)
     return None
+
+
+def drop_descriptors(ancillary: list[tuple[int, int, bytes]]) -> bool:
+    """Close what a packet brought along; whether there was any (a relay has none to give)."""
+    fds = array.array("i")
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+    for fd in fds:
+        os.close(fd)
+    return bool(fds)
