@@ -8,7 +8,6 @@ left (``sweep``). A volume that no record dooms is never removed.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import secrets
 import string
@@ -193,7 +192,7 @@ class Volumes:
                 if source is None:
                     continue
                 moved = replace(volume, pool=source.pool, size_bytes=source.size_bytes)
-                with contextlib.suppress(StorageNotFound):
+                if volume.vid in await self.pool(volume.pool).volumes():
                     await self.pool(volume.pool).remove(volume.vid)
                 await self.pool(moved.pool).create(self.spec(moved, source))
                 if moved != volume:

@@ -28,7 +28,7 @@ from cloison.errors import BackendFailed, BadRequest, QubeNotHalted, QubeNotPaus
 from cloison.model.classes import Klass
 from cloison.model.names import DOM0, QubeName
 from cloison.model.power import PowerState
-from cloison.model.qube import Host
+from cloison.model.qube import Host, Pool
 from cloison.model.volumes import VolumeKind
 
 
@@ -269,13 +269,17 @@ class House:
         self.properties.set_setting("default_dispvm", "dvm")
 
 
-def build_house(tmp: Path, pool: FakePool | None = None) -> House:
+async def build_house(tmp: Path, pool: FakePool | None = None) -> House:
     store = Store.open(tmp / "state.sqlite", host=Host(8192, 4, ("6.12",)))
     ledger = Ledger(store, e.EventBus())
     pool = pool or FakePool("default")
     running = FakeRunning(ledger, tmp)
-    fake = PoolDriver(lambda record: pool if record.name == "default" else FakePool(record.name), ("dir_path",))
-    volumes = Volumes(ledger, running, {"qcow2": fake, "needy": PoolDriver(fake.make, ("dir_path",), ("dir_path",))})
+
+    def open_pool(record: Pool) -> FakePool:
+        return pool if record.name == "default" else FakePool(record.name)
+
+    needy = PoolDriver(open_pool, ("dir_path",), ("dir_path",))
+    volumes = Volumes(ledger, running, {"qcow2": PoolDriver(open_pool, ("dir_path",)), "needy": needy})
     now = [1_000_000.0]
     qubes = Qubes(ledger, running, volumes, clock=lambda: now[0], chance=random.Random(7))
     running.qubes = qubes
@@ -287,7 +291,7 @@ def build_house(tmp: Path, pool: FakePool | None = None) -> House:
 
 @pytest.fixture
 async def house(tmp_path: Path) -> AsyncIterator[House]:
-    built = build_house(tmp_path)
+    built = await build_house(tmp_path)
     await built.furnish()
     yield built
     built.store.close()
