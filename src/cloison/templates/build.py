@@ -28,9 +28,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cloison.errors import BackendFailed, BadRequest, DiskFull
+from cloison.guest_tree import GUEST_PACKAGES, guest_commands, guest_tree
 from cloison.templates import recipe
 from cloison.templates.bootstrap import run_bootstrap
-from cloison.templates.guestfiles import guest_tree
 from cloison.templates.recipe import GuestTree
 from cloison.templates.sources import find_host_acquire_options, find_host_targets, plan_sources, source_line
 
@@ -115,7 +115,7 @@ async def build_image(
     """
     distribution = recipe.parse_distribution(request.distribution)
     check_request(request)
-    guest = guest_tree() if tree is None else tree
+    guest: GuestTree = guest_tree() if tree is None else tree
     key = image_key(request, guest)
     images = cache_dir / "images"
     final = images / key
@@ -141,7 +141,7 @@ async def build_image(
             await run_bootstrap(
                 suite=suite,
                 sources=sources,
-                packages=(_kernel_package(distribution), *distribution.packages, *request.include),
+                packages=(*_packages(distribution), *request.include),
                 apt_options=await find_host_acquire_options(),
                 size_bytes=request.size_bytes,
                 staging=staging,
@@ -179,9 +179,9 @@ def image_key(request: ImageRequest, guest: GuestTree) -> str:
     inputs = {
         "request": asdict(request) | {"suite": request.suite or distribution.default_suite},
         "version": recipe.RECIPE_VERSION,
-        "packages": [_kernel_package(distribution), *distribution.packages],
+        "packages": _packages(distribution),
         "dpkg": recipe.DPKG_OPTIONS,
-        "scripts": [recipe.configure_script(enabled_units(guest)), recipe.ASSEMBLE_SCRIPT],
+        "scripts": [_configure_script(guest), recipe.ASSEMBLE_SCRIPT],
     }
     digest.update(json.dumps(inputs, sort_keys=True).encode())
     for path, (mode, content) in sorted(_whole_tree(guest).items()):
@@ -224,6 +224,14 @@ def _kernel_package(distribution: recipe.Distribution) -> str:
         raise BadRequest(f"there is no {distribution.name} guest kernel for this machine ({machine})") from None
 
 
+def _packages(distribution: recipe.Distribution) -> list[str]:
+    return sorted({_kernel_package(distribution), *distribution.packages, *GUEST_PACKAGES})
+
+
+def _configure_script(guest: GuestTree) -> str:
+    return recipe.configure_script(enabled_units(guest), guest_commands() if guest else ())
+
+
 def _check_keyring(keyring: str) -> None:
     if not Path(keyring).is_file():
         raise BackendFailed(
@@ -249,7 +257,7 @@ def _disk_full(images: Path, request: ImageRequest) -> DiskFull:
 def _write_guest_files(staging: Path, guest: GuestTree) -> None:
     """The tar archive and the hook script that the bootstrap's last step reads."""
     files = dict(_whole_tree(guest))
-    files["/.cloison-build/configure"] = (0o755, recipe.configure_script(enabled_units(guest)).encode())
+    files["/.cloison-build/configure"] = (0o755, _configure_script(guest).encode())
     with tarfile.open(staging / "guest.tar", "w") as tar:
         for path, (mode, content) in sorted(files.items()):
             member = tarfile.TarInfo(path.lstrip("/"))
@@ -288,6 +296,7 @@ async def _finish(staging: Path, request: ImageRequest, key: str, progress: Prog
         "packages": dict(line.split(" ")[:2] for line in packages),
     }
     (staging / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    disk.chmod(0o444)  # from here on it is shared, by hard links too
     keep = {"root.qcow2", "vmlinuz", "initrd", "manifest.json"}
     for path in staging.iterdir():
         if path.name not in keep:

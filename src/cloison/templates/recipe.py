@@ -8,6 +8,7 @@ cores), a cold boot must be short even under emulation, and a user must find the
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +94,7 @@ _MASKED = """
     sys-kernel-config.mount sys-fs-fuse-connections.mount systemd-binfmt.service
     ldconfig.service systemd-hwdb-update.service systemd-journal-catalog-update.service
     systemd-update-done.service systemd-update-utmp.service systemd-update-utmp-runlevel.service
+    systemd-modules-load.service
     systemd-journal-flush.service systemd-rfkill.service systemd-rfkill.socket systemd-backlight@.service
     rc-local.service
 """
@@ -165,6 +167,7 @@ ln -sf /lib/systemd/system/multi-user.target /etc/systemd/system/default.target
 for unit in @ENABLED@; do
     systemctl enable "$unit"
 done
+@COMMANDS@
 
 # Compiled by the Python that will run it.
 [ ! -e /usr/lib/cloison/agent.pyz ] || python3 -IS /usr/lib/cloison/agent.pyz precompile
@@ -219,7 +222,11 @@ def initrd_files() -> GuestTree:
     }
 
 
-def configure_script(enabled_units: tuple[str, ...]) -> str:
-    """The script that runs inside the new root."""
+def configure_script(enabled_units: tuple[str, ...], commands: tuple[tuple[str, ...], ...]) -> str:
+    """The script that runs inside the new root; ``commands`` are the guest tree's own finishing touches."""
     masked = " ".join(unit for unit in MASKED_UNITS if unit not in enabled_units)
-    return CONFIGURE_SCRIPT.replace("@MASKED@", masked).replace("@ENABLED@", " ".join(enabled_units))
+    return (
+        CONFIGURE_SCRIPT.replace("@MASKED@", masked)
+        .replace("@ENABLED@", " ".join(enabled_units))
+        .replace("@COMMANDS@", "\n".join(shlex.join(command) for command in commands))
+    )

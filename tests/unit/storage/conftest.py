@@ -65,7 +65,8 @@ def guest(tmp_path: Path) -> Guest:
 
 @pytest.fixture
 async def pool(tmp_path: Path) -> AsyncIterator[Qcow2Pool]:
-    pool = await Qcow2Pool.open("main", tmp_path / "pool")
+    pool = Qcow2Pool("main", tmp_path / "pool")
+    pool.wake()
     yield pool
     await pool.close()
 
@@ -76,6 +77,7 @@ def image(tmp_path: Path) -> Path:
     path = tmp_path / "image.qcow2"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(path), "64M"], check=True)
     subprocess.run(["qemu-io", "-c", "write -P 1 1M 1M", str(path)], check=True, stdout=subprocess.DEVNULL)
+    path.chmod(0o444)
     return path
 
 
@@ -89,3 +91,8 @@ def snapshot(vid: str, source: str, **more: object) -> VolumeSpec:
 
 def volatile(vid: str = "appvms/work/volatile", **more: object) -> VolumeSpec:
     return VolumeSpec(vid, VolumeKind.VOLATILE, 64 * MIB, **more)  # type: ignore[arg-type]
+
+
+def run_tool(*command: str | Path) -> str:
+    """A program that must end well; what it printed."""
+    return subprocess.run([str(word) for word in command], capture_output=True, text=True, check=True).stdout

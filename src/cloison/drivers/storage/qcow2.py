@@ -61,6 +61,13 @@ class Qcow2Pool:
         self._tidying: asyncio.Task[None] | None = None
         self._load()
 
+    @classmethod
+    async def open(cls, name: str, directory: Path) -> Qcow2Pool:
+        """The pool, read without holding up the event loop, and awake."""
+        pool = await asyncio.to_thread(cls, name, directory)
+        pool.wake()
+        return pool
+
     def wake(self) -> None:
         """Begin background work (the stock of secrets, interrupted merges); else the first run does. Needs the loop."""
         self._stock.refill_soon()

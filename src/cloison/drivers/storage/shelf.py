@@ -119,11 +119,16 @@ class Shelf:
         self.image(layer_id).unlink(missing_ok=True)
 
     def adopt_image(self, source: Path, layer_id: str) -> None:
-        """Bring a whole image in: hard link, else reflink, else copy. Durable when it returns."""
+        """Bring a whole image in: hard link, else reflink, else copy. Durable when it returns.
+
+        Only a file that nobody may write is linked: whoever changed it would change our volumes.
+        """
         target = self.image(layer_id)
         fresh = target.with_suffix(".new")
         fresh.unlink(missing_ok=True)
         try:
+            if source.stat().st_mode & 0o222:
+                raise PermissionError(errno.EPERM, "may still be written")
             os.link(source, fresh)
         except OSError:
             with reporting_full_disk(f"cannot copy {source} into the pool", source.stat().st_size):
