@@ -195,6 +195,7 @@ def _disk(disk: Disk, fds: Descriptors) -> list[str]:
             "node-name": f"{node}-file",
             "filename": f"/dev/fdset/{numbers[depth]}",
             "locking": "off",
+            "discard": "unmap",
             "read-only": not is_top,
             "cache": {"direct": False, "no-flush": layer.unlinked},
         }
