@@ -12,6 +12,7 @@ from cloison.admin.methods import Answer, Call, Desk, Dest, Method, Need, Scope,
 from cloison.admin.own import Progress, Report
 from cloison.admin.vms import state_of
 from cloison.errors import BadRequest, NoSuchProperty, ProtocolError
+from cloison.model.classes import find_klass
 from cloison.model.names import QubeName, parse_qube_name
 from cloison.model.properties import GLOBAL_PROPERTIES, QUBE_PROPERTIES, Property, properties_of
 from cloison.model.qube import Qube
@@ -119,9 +120,14 @@ def _row(desk: Desk, qube: Qube, wanted: list[str]) -> dict[str, object]:
 
 
 async def clone_qube(desk: Desk, call: Call) -> Answer:
-    wish = parse_json(call, name=str, label=str, pool=str)
+    wish = parse_json(call, name=str, klass=str, label=str, pool=str)
     new = parse_qube_name(wish.get("name") or "")
-    qube = await desk.qubes.clone(call.dest, new, label=wish.get("label"), pool=wish.get("pool"), source=call.source)
+    klass = find_klass(wish.get("klass") or "")
+    if wish.get("klass") and klass is None:
+        raise BadRequest(f"there is no class {wish['klass'][:32]!a}")
+    qube = await desk.qubes.clone(
+        call.dest, new, klass=klass, label=wish.get("label"), pool=wish.get("pool"), source=call.source
+    )
     return _dump({"name": qube.name})
 
 
@@ -167,7 +173,9 @@ def _with_progress(work: Work) -> Streamer:
 
 
 async def _build_template(desk: Desk, call: Call, report: Report) -> Mapping[str, Any]:
-    wishes = parse_json(call, distribution=str, suite=str, include=list, size_bytes=int, force=bool, label=str)
+    wishes = parse_json(
+        call, distribution=str, suite=str, include=list, size_bytes=int, mirror=str, force=bool, label=str
+    )
     if not all(isinstance(package, str) for package in wishes.get("include") or ()):
         raise ProtocolError("packages are names")
     return await desk.own.build_template(parse_qube_name(call.arg), wishes, report)

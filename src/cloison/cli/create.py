@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import click
 
 from cloison.cli.choices import LABEL, QUBE, SIZE
@@ -41,26 +43,32 @@ def COMMAND(session: Session, name: str, klass: str, template: str | None, label
     If setting it up fails half-way, the new qube is removed again.
     """
     klass = "StandaloneVM" if standalone else "DispVM" if named_disposable else klass
-    settings = [_split("--prop", item) for item in properties]
+    settings = [split_setting("--prop", item) for item in properties]
     if disposable_template:
         settings.append(("template_for_dispvms", "True"))
-    label = next((value for key, value in settings if key == "label"), label)
-    template = next((value for key, value in settings if key == "template"), template)
-    steps = [calls.property_set(name, key, value) for key, value in settings if key not in {"label", "template"}]
-    steps += [calls.tag_set(name, tag) for tag in tags]
+    steps = [calls.tag_set(name, tag) for tag in tags]
     steps += [calls.feature_set(name, key, value) for key, _, value in (f.partition("=") for f in features)]
     if private_size is not None:
         steps.append(calls.volume_resize(name, "private", private_size))
+    create_qube(session, klass, name, label, template=template, settings=settings, pool=pool, steps=steps)
+    session.say(f"{session.palette.bold(name)} is there; `cloison start {name}` starts it")
+
+
+def create_qube(session: Session, klass: str, name: str, label: str, *, template: str | None, pool: str,
+                settings: Sequence[tuple[str, str]], steps: Sequence[calls.Call[None]] = ()) -> None:  # fmt: skip
+    """Create a qube and set it up; if that fails, it is removed again."""
+    label = next((value for key, value in settings if key == "label"), label)
+    template = next((value for key, value in settings if key == "template"), template)
+    given = [calls.property_set(name, key, value) for key, value in settings if key not in {"label", "template"}]
     if klass == "StandaloneVM" and template:
         copied = calls.clone(template, name, klass="StandaloneVM", label=label, pool=pool or None)
         session.carry_out(copied, f"copying {template} to {name}")
     else:
         session.wait(calls.create(klass, name, label, template=template or "", pool=pool), f"creating {name}")
-    _set_up(session, name, steps)
-    session.say(f"{session.palette.bold(name)} is there; `cloison start {name}` starts it")
+    _set_up(session, name, [*given, *steps])
 
 
-def _set_up(session: Session, name: str, steps: list[calls.Call[None]]) -> None:
+def _set_up(session: Session, name: str, steps: Sequence[calls.Call[None]]) -> None:
     try:
         for step in steps:
             session.do(step)
@@ -69,7 +77,8 @@ def _set_up(session: Session, name: str, steps: list[calls.Call[None]]) -> None:
         raise
 
 
-def _split(option: str, text: str) -> tuple[str, str]:
+def split_setting(option: str, text: str) -> tuple[str, str]:
+    """``NAME=VALUE`` as two."""
     key, sign, value = text.partition("=")
     if not sign or not key:
         raise click.UsageError(f"{option} {text!r} is not NAME=VALUE")

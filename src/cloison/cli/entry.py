@@ -9,7 +9,7 @@ import importlib
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import click
@@ -131,7 +131,8 @@ def run_program(arguments: Sequence[str] | None = None) -> int:
     return run_command(program, "cloison", words, Session())
 
 
-def run_command(command: click.Command, name: str, words: list[str], session: Session) -> int:
+def run_command(command: click.Command, name: str, words: list[str], session: Session, *,
+                code_of: Callable[[CloisonError], int] = exit_code_for) -> int:  # fmt: skip
     """Run a click command as a whole program: no traceback leaves, whatever happens."""
     try:
         try:
@@ -149,7 +150,7 @@ def run_command(command: click.Command, name: str, words: list[str], session: Se
             return ExitCode.FAILED
         except CloisonError as error:
             session.complain(error)
-            return exit_code_for(error)
+            return int(code_of(error))
     except (KeyboardInterrupt, click.Abort):
         return _interrupted()
     except BrokenPipeError:

@@ -31,6 +31,8 @@ FORMATS = {
 }
 SIZES = {f"{short}-{which}": (volume, key) for short, volume in (("priv", "private"), ("root", "root"))
          for which, key in (("curr", "usage"), ("max", "size"))}  # fmt: skip
+MAX_TEMPLATE_CHAIN = 3
+"""disposable -> app qube -> template."""
 NEEDS_VOLUMES = {"disk", *SIZES}
 GIVEN = {
     "name": "name",
@@ -114,21 +116,42 @@ def draw_tree(rows: Sequence[Row], parent: str) -> list[tuple[str, Row]]:
 
 
 def fetch(session: Session, fields: Sequence[str]) -> list[Row]:
-    """The rows that the fields need, in one call."""
+    """The rows that the fields need: one call, and more only for fork points and volumes."""
     properties = [f for f in fields if f not in GIVEN and f not in COMPUTED]
-    rows = session.do(calls.list_qubes(properties, volumes=bool(NEEDS_VOLUMES & set(fields))))
-    if "fork" in fields and rows and not any("forkpoint" in row for row in rows):
+    rows = session.do(calls.list_qubes(properties))
+    if "fork" in fields:
         _add_fork_points(session, rows)
+    if "mem" in fields:
+        for row in rows:
+            if row["state"] in {"Running", "Paused"}:
+                row["mem_kib"] = int(session.do(calls.current_state(row["name"])).get("mem", "0"))
+    if NEEDS_VOLUMES & set(fields):
+        for row in rows:
+            row["volumes"] = _volumes(session, row["name"])
     return rows
 
 
+def _volumes(session: Session, qube: str) -> dict[str, dict[str, int]]:
+    """Sizes and usage in bytes of all volumes of a qube."""
+    found = {}
+    for volume in session.do(calls.volume_list(qube)):
+        info = session.do(calls.volume_info(qube, volume))
+        found[volume] = {key: int(info[key]) for key in ("size", "usage") if info.get(key, "").isdecimal()}
+    return found
+
+
 def _add_fork_points(session: Session, rows: list[Row]) -> None:
-    """The state of the fork point that each qube would start from."""
-    points = session.do(calls.forkpoint_list())
-    by_qube = {qube: p["state"] for p in points for qube in (p.get("users") or ())}
-    by_owner = {owner: p["state"] for p in points for owner in (p.get("template"), p.get("qube")) if owner}
+    """The state of the fork points of the template that each qube's root comes from."""
+    states: dict[str, set[str]] = {}
+    for point in session.do(calls.forkpoint_list()):
+        states.setdefault(point["template"], set()).add(point["state"])
+    above = {row["name"]: row.get("template") for row in rows}
     for row in rows:
-        row["forkpoint"] = by_qube.get(row["name"]) or by_owner.get(row["name"]) or by_owner.get(row.get("template"))
+        owner = row["name"]
+        for _ in range(MAX_TEMPLATE_CHAIN):
+            owner = above.get(owner) or owner
+        found = states.get(owner, set())
+        row["forkpoint"] = next((state for state in ("ready", "making", *sorted(found)) if state in found), None)
 
 
 def choose(rows: list[Row], names: Sequence[str], keep: Callable[[Row], bool]) -> list[Row]:

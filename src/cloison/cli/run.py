@@ -147,7 +147,8 @@ def _disposable_template_of(session: Session, qube: str) -> str:
     return found
 
 
-def call_qube(session: Session, target: str, words: Sequence[str], *, service: bool, wishes: Wishes) -> int:
+def call_qube(session: Session, target: str, words: Sequence[str], *, service: bool, wishes: Wishes,
+              discard_output: bool = False) -> int:  # fmt: skip
     """Make the call with our own streams; the exit code."""
     from cloison.client import qrexec
     from cloison.wire import LEG_SESSION, Call
@@ -163,7 +164,7 @@ def call_qube(session: Session, target: str, words: Sequence[str], *, service: b
         fields["tty"] = _our_tty()
     try:
         call = Call(LEG_SESSION, target, **fields)
-        ending = _pump(session, call, wishes)
+        ending = _pump(session, call, wishes, discard_output)
     except DaemonUnreachable as error:
         session.complain(error)
         return ExitCode.QREXEC_FAILED
@@ -194,12 +195,14 @@ def _our_tty() -> Tty:
     return Tty(os.environ.get("TERM") or "dumb", rows, cols)
 
 
-def _pump(session: Session, call: Call, wishes: Wishes) -> Ending:
+def _pump(session: Session, call: Call, wishes: Wishes, discard_output: bool) -> Ending:
     from cloison.cli.rawterminal import LeftTerminal, TypedSource, raw_terminal
     from cloison.client.qrexec import Ending, HostCall, connect
-    from cloison.client.streams import DescriptorSink, DescriptorSource, Sink, TerminalSink, WindowSource
+    from cloison.client.streams import DescriptorSink, DescriptorSource, NullSink, Sink, TerminalSink, WindowSource
 
     def sink(descriptor: int) -> Sink:
+        if discard_output:
+            return NullSink()
         protect = wishes.filter_output and not wishes.tty and os.isatty(descriptor)
         return TerminalSink(descriptor) if protect else DescriptorSink(descriptor)
 

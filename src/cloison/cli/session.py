@@ -26,8 +26,9 @@ T = TypeVar("T")
 class Session:
     """Made once by the program's group, handed to every command."""
 
-    def __init__(self, program: str = "cloison") -> None:
+    def __init__(self, program: str = "cloison", code_of: Callable[[CloisonError], int] = exit_code_for) -> None:
         self.program = program
+        self._code_of = code_of
         self.quiet = False
         self.verbose = False
         self.colour = "auto"
@@ -92,7 +93,7 @@ class Session:
                 act(name)
             except CloisonError as error:
                 self.complain(error)
-                first = first or int(exit_code_for(error))
+                first = first or int(self._code_of(error))
         if first:
             raise click.exceptions.Exit(first)
 

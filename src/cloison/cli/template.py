@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from cloison.cli.choices import SIZE, TEMPLATE
+from cloison.cli.choices import LABEL, SIZE, TEMPLATE
 from cloison.cli.command import group, json_option, subcommand, yes_option
 from cloison.cli.session import Session
 from cloison.cli.table import Cell, human_bytes
@@ -33,15 +33,19 @@ TEMPLATE_ARGUMENT = click.argument("template", type=TEMPLATE)
 @click.option("--suite", metavar="NAME", help="Which release; default: trixie (Debian 13).")
 @click.option("--include", "packages", multiple=True, metavar="PACKAGES", help="More packages (commas or repeated).")
 @click.option("--size", type=SIZE, metavar="SIZE", help="Size of the root volume; default: 10G.")
+@click.option("--mirror", metavar="URL", help="Where packages come from; default: this host's own sources.")
+@click.option("-l", "--label", type=LABEL, help="Its colour; default: black.")
 @click.option("--force", is_flag=True, help="Build anew, even if an image with the same inputs is in the cache.")
 def build_template(session: Session, name: str, distribution: str | None, suite: str | None,
-                   packages: tuple[str, ...], size: int | None, force: bool) -> None:  # fmt: skip
+                   packages: tuple[str, ...], size: int | None, mirror: str | None, label: str | None,
+                   force: bool) -> None:  # fmt: skip
     """Build a template from a distribution's packages and commit it.
 
     If NAME exists, the result becomes its new revision. Interrupted builds leave nothing behind.
     """
     include = [word for item in packages for word in item.replace(",", " ").split()]
-    wishes = {"distribution": distribution, "suite": suite, "include": include, "size_bytes": size, "force": force}
+    wishes = {"distribution": distribution, "suite": suite, "include": include, "size_bytes": size, "mirror": mirror,
+              "label": label, "force": force}  # fmt: skip
     options = {key: value for key, value in wishes.items() if value}
     built = session.carry_out(calls.template_build(name, options), f"building {name}") or {}
     session.say(f"{session.palette.bold(name)} has revision {built.get('revision', '?')}")

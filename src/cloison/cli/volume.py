@@ -90,12 +90,17 @@ def _shown(key: str, value: str) -> str:
 @click.option("--force", is_flag=True, help="Even if that is smaller: data may be lost.")
 def resize_volume(session: Session, volume: tuple[str, str], size: int, force: bool) -> None:
     """Make a volume larger."""
+    resize(session, volume, size, force=force)
+    session.say(f"{':'.join(volume)} has now {human_bytes(size)}")
+
+
+def resize(session: Session, volume: tuple[str, str], size: int, *, force: bool) -> None:
+    """Resize; smaller only with ``force``."""
     now = int(session.do(calls.volume_info(*volume)).get("size", "0"))
     if size < now and not force:
         raise BadRequest(f"{':'.join(volume)} has {human_bytes(now)}, that is more than {human_bytes(size)}",
                          hint="volumes only grow; --force shrinks and may destroy data")  # fmt: skip
     session.wait(calls.volume_resize(*volume, size), f"resizing {':'.join(volume)}")
-    session.say(f"{':'.join(volume)} has now {human_bytes(size)}")
 
 
 @subcommand(COMMAND, "revisions", examples=(("cloison volume revisions work:private", "oldest first"),))

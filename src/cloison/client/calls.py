@@ -108,12 +108,9 @@ def state_of(qube: str) -> Call[QubeState]:
     return Call("admin.vm.List", qube, parse=lambda data: _states(data)[0])
 
 
-def list_qubes(properties: Sequence[str] = (), *, volumes: bool = False) -> Call[list[Json]]:
-    """Everything a listing shows, in one call."""
-    asked: Json = {"properties": list(properties)}
-    if volumes:
-        asked["volumes"] = True
-    return Call("cloison.qube.List", "dom0", payload=_dump(asked), parse=_json)
+def list_qubes(properties: Sequence[str] = ()) -> Call[list[Json]]:
+    """Everything a listing shows, in one call; ``properties`` beside the usual ones."""
+    return Call("cloison.qube.List", "dom0", payload=_dump({"properties": list(properties)}), parse=_json)
 
 
 def list_classes() -> Call[list[str]]:

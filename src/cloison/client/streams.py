@@ -114,6 +114,13 @@ class MemorySink:
         return 0
 
 
+class NullSink(MemorySink):
+    """Throws everything away."""
+
+    def put(self, data: bytes | memoryview) -> None:
+        self._fresh += len(data)
+
+
 class DescriptorSink:
     """A descriptor that is written as far as it takes data."""
 

@@ -255,21 +255,27 @@ class Qubes:
 
     # -- cloning ---------------------------------------------------------------------------------------------------
 
-    async def clone(self, name: QubeName, new: QubeName, *, label: str | None = None, pool: str | None = None,
-                    source: QubeName = DOM0) -> Qube:  # fmt: skip
-        """A second qube with the first one's settings and the present content of its kept volumes."""
+    async def clone(self, name: QubeName, new: QubeName, *, klass: Klass | None = None, label: str | None = None,
+                    pool: str | None = None, source: QubeName = DOM0) -> Qube:  # fmt: skip
+        """A second qube with the first one's settings and the present content of its kept volumes.
+
+        ``klass``: another class that keeps its root too (a standalone qube made of a template, or the reverse).
+        """
         inventory = self._ledger.inventory
         origin = inventory.qube(name)
         if not origin.is_machine:
             raise BadRequest(f"{name} is no virtual machine and cannot be cloned")
+        klass = klass or origin.klass
+        if klass is not origin.klass and not (klass.keeps_root and origin.klass.keeps_root):
+            raise BadRequest(f"{name} is a {origin.klass.value} and cannot become a {klass.value}")
         kept = {v.name: v for v in origin.volumes.values() if v.kind is VolumeKind.KEPT}
         wish = Wish(
-            origin.klass,
+            klass,
             new,
             label or origin.label,
             template.name if (template := inventory.template(name)) else None,
             pools={v.name: pool or v.pool for v in kept.values()},
-            properties=_copied_properties(origin, origin.klass),
+            properties=_copied_properties(origin, klass),
             features={
                 f: v
                 for f, v in origin.features.items()

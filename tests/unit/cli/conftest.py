@@ -62,6 +62,9 @@ class FakeDaemon:
         self.asked: list[tuple[str, str, str, bytes]] = []
         self.table: dict[tuple[str, str] | str, Answer] = {}
         self.rows: list[dict[str, Any]] = []
+        self.points: list[dict[str, Any]] = [
+            {"template": "debian-13", "qube": "debian-13", "state": "ready", "users": []}
+        ]
         self.properties: dict[str, dict[str, tuple[str, str, bool]]] = {}
         self.hold: list[socket.socket] = []
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -121,6 +124,8 @@ class FakeDaemon:
             return ok("".join(f"{r['name']} class={r['class']} state={r['state']} uuid={r['uuid']}\n" for r in rows))
         if method == "cloison.qube.List":
             return ok([self._row(row, json.loads(payload)) for row in self.rows])
+        if method == "cloison.forkpoint.List":
+            return ok(self.points)
         if method == "admin.vmclass.List":
             return ok("AppVM\nTemplateVM\n")
         if method.startswith(("admin.vm.property.", "admin.property.")):
@@ -286,13 +291,13 @@ class _Service:
 
 
 WORLD = (
-    ("dom0", "AdminVM", "Running", "black", None, None, ""),
-    ("debian-13", "TemplateVM", "Halted", "black", None, None, "ready"),
-    ("default-dvm", "AppVM", "Halted", "red", "debian-13", "sys-firewall", "ready"),
-    ("sys-firewall", "AppVM", "Running", "green", "debian-13", "sys-net", "ready"),
-    ("sys-net", "AppVM", "Running", "red", "debian-13", None, "making"),
-    ("vault", "AppVM", "Halted", "black", "debian-13", None, "ready"),
-    ("work", "AppVM", "Running", "blue", "debian-13", "sys-firewall", "ready"),
+    ("dom0", "AdminVM", "Running", "black", None, None),
+    ("debian-13", "TemplateVM", "Halted", "black", None, None),
+    ("default-dvm", "AppVM", "Halted", "red", "debian-13", "sys-firewall"),
+    ("sys-firewall", "AppVM", "Running", "green", "debian-13", "sys-net"),
+    ("sys-net", "AppVM", "Running", "red", "debian-13", None),
+    ("vault", "AppVM", "Halted", "black", "debian-13", None),
+    ("work", "AppVM", "Running", "blue", "debian-13", "sys-firewall"),
 )
 
 
@@ -310,10 +315,10 @@ def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Layout:
 @pytest.fixture
 def daemon(system: Layout) -> Iterator[FakeDaemon]:
     fake = FakeDaemon(system.admin_socket)
-    for number, (name, klass, state, label, template, netvm, fork) in enumerate(WORLD):
+    for number, (name, klass, state, label, template, netvm) in enumerate(WORLD):
         uuid = f"00000000-0000-0000-0000-{number:012}"
         fake.rows.append({"name": name, "class": klass, "state": state, "uuid": uuid, "label": label, "netvm": netvm,
-                          "template": template, "tags": [], "outdated": name == "work", "forkpoint": fork})  # fmt: skip
+                          "template": template, "tags": [], "outdated": name == "work"})  # fmt: skip
     fake.properties["work"] = {
         "label": ("label", "blue", False),
         "memory": ("int", "400", True),

@@ -66,7 +66,7 @@ dom0          Running             AdminVM     black  -          -             -
 debian-13     Halted              TemplateVM  black  -          -             ready
 default-dvm   Halted              AppVM       red    debian-13  sys-firewall  ready
 sys-firewall  Running             AppVM       green  debian-13  sys-net       ready
-sys-net       Running             AppVM       red    debian-13  -             making
+sys-net       Running             AppVM       red    debian-13  -             ready
 vault         Halted              AppVM       black  debian-13  -             ready
 work          Running (outdated)  AppVM       blue   debian-13  sys-firewall  ready
 """
@@ -96,9 +96,17 @@ def test_the_list_as_a_table(cloison: Run) -> None:
     assert cloison("list").out == TABLE
 
 
-def test_the_list_is_one_call(cloison: Run, daemon: Any) -> None:
+def test_the_list_is_two_calls_however_many_qubes_there_are(cloison: Run, daemon: Any) -> None:
     cloison("list")
-    assert len(daemon.asked) == 1
+    assert [method for method, *_ in daemon.asked] == ["cloison.qube.List", "cloison.forkpoint.List"]
+
+
+def test_a_disposable_shows_the_fork_point_of_its_templates_template(cloison: Run, daemon: Any) -> None:
+    daemon.rows.append({**daemon.rows[-1], "name": "disp1", "class": "DispVM", "template": "default-dvm"})
+    daemon.points[0]["state"] = "making"
+    assert cloison("list", "--raw-data", "-o", "fork", "disp1").out == "making\n"
+    daemon.points.clear()
+    assert cloison("list", "--raw-data", "-o", "fork", "disp1").out == "-\n"
 
 
 def test_the_list_as_trees(cloison: Run) -> None:

@@ -1,0 +1,26 @@
+"""``qvm-clone``."""
+
+from __future__ import annotations
+
+import click
+
+from cloison.cli.choices import QUBE
+from cloison.cli.command import command
+from cloison.cli.session import Session
+from cloison.client import calls
+
+
+@command("qvm-clone", examples=(("qvm-clone work work-2", "with a copy of its data"),))
+@click.argument("source", type=QUBE, metavar="SRC_NAME")
+@click.argument("name", type=QUBE, metavar="NEW_NAME")
+@click.option("-C", "--class", "klass", metavar="CLS", help="Another class than the source's.")
+@click.option("-P", "--pool", metavar="POOL_NAME", help="Where the copy lives.")
+@click.option("--ignore-errors", is_flag=True, help="Accepted; a clone is whole or not there.")
+def clone(session: Session, source: str, name: str, klass: str | None, pool: str | None, ignore_errors: bool) -> None:
+    """Clone a qube."""
+    session.wait(
+        calls.clone(source, name, klass=klass, pool=pool.rpartition("=")[2] if pool else None), f"cloning {source}"
+    )
+
+
+COMMANDS = {"qvm-clone": clone}
