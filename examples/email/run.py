@@ -139,7 +139,7 @@ CHANGED_SYSTEM_FILES = "find /etc /usr /rw/config -xdev -newer /run/scenario-sta
 def prepare(scenario: Scenario) -> None:
     """Give ``work`` its mailbox, its mail reader and something worth stealing."""
     with scenario.timed(f"start {QUBE}"):
-        scenario.cloison("start", "--skip-if-running", QUBE)
+        scenario.cloison("start", QUBE)
     scenario.in_work("mkdir -p mail bin && cat > mail/inbox.mbox", stdin=(HERE / "inbox.mbox").read_bytes())
     scenario.in_work("cat > bin/mailread && chmod +x bin/mailread", stdin=(HERE / "mailread").read_bytes())
     scenario.in_work("cat > safe.secret", stdin=SECRET.encode())
