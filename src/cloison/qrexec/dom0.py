@@ -40,7 +40,7 @@ class Dom0Services:
 
     async def serve(self, call: ServiceCall, sock: socket.socket) -> Closing:
         """Answer the call on this leg (closed here), to the end. Raises nothing but cancellation."""
-        with contextlib.closing(_CountingLeg(sock)) as leg:
+        async with contextlib.aclosing(_CountingLeg(sock)) as leg:
             reason = ""
             code: int | None = None
             try:
@@ -154,6 +154,7 @@ async def _run_program(program: Path, call: ServiceCall, leg: _CountingLeg) -> i
         return_code = await leg.while_there(_forward_output(leg, process))
         return 128 - return_code if return_code < 0 else return_code
     finally:
+        await asyncio.sleep(0)  # a broken pipe is heard before the cancellation, else asyncio logs it as unheard
         feeding.cancel()
         await asyncio.gather(feeding, return_exceptions=True)
         if process.returncode is None:

@@ -93,20 +93,23 @@ class HostClients:
             assert body is not None
             watcher = asyncio.create_task(_watch(client, body))
 
-            async def accepted() -> None:
+            async def stop_watching() -> None:
                 watcher.cancel()
                 await asyncio.gather(watcher, return_exceptions=True)
+
+            async def accepted() -> None:
+                await stop_watching()
                 await loop.sock_sendall(client, connection.send(Accepted(LEG_SESSION)))
 
             async def refused(reason: str) -> None:
-                watcher.cancel()
+                await stop_watching()
                 with contextlib.suppress(OSError):
                     await loop.sock_sendall(client, connection.send(Refused(LEG_SESSION, reason)))
 
             try:
                 await self._broker.run_host_call(call, client, accepted, refused)
             finally:
-                watcher.cancel()
+                await stop_watching()
 
 
 async def _read_call(client: socket.socket, connection: Connection) -> Call:

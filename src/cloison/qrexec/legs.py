@@ -38,7 +38,7 @@ class LegLost(BackendFailed):
 
 
 class Leg:
-    """One live leg: events in, events out, windows obeyed. Closed by ``close``.
+    """One live leg: events in, events out, windows obeyed. Closed by ``aclose``.
 
     A task of its own listens from the beginning, so credit and the end of the call are noticed whatever the owner
     waits for; what it keeps is bounded by the windows.
@@ -93,8 +93,10 @@ class Leg:
         if end:
             await self.send(Data(LEG_SESSION, stream, b""))
 
-    def close(self) -> None:
+    async def aclose(self) -> None:
+        # The listener lets go of the descriptor first: its number may be somebody else's at once.
         self._listener.cancel()
+        await asyncio.gather(self._listener, return_exceptions=True)
         self._socket.close()
 
     async def _listen(self) -> None:
@@ -127,7 +129,7 @@ class Leg:
 
 async def run_as_caller(sock: socket.socket, stdin: bytes, *, max_output_bytes: int) -> ServiceResult:
     """Be the caller: feed stdin, gather output, return at the exit. Raises LegLost; closes ``sock``."""
-    with contextlib.closing(Leg(sock, Role.LEG_CALLER)) as leg:
+    async with contextlib.aclosing(Leg(sock, Role.LEG_CALLER)) as leg:
         feeding = asyncio.create_task(leg.send_stream(Stream.STDIN, stdin, end=True))
         outputs: dict[int, bytearray] = {Stream.STDOUT: bytearray(), Stream.STDERR: bytearray()}
         try:
@@ -143,3 +145,4 @@ async def run_as_caller(sock: socket.socket, stdin: bytes, *, max_output_bytes: 
                     await leg.consumed(event.stream, len(event.payload))
         finally:
             feeding.cancel()
+            await asyncio.gather(feeding, return_exceptions=True)

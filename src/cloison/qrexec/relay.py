@@ -120,8 +120,11 @@ class Relay:
                     self._read_order()
             elif fd == self._leg_events.fileno():
                 self._read_legs()
-            elif fd in self._legs:
-                self._flush_leg(self._legs[fd])
+            elif call := self._legs.get(fd):
+                if ready & _WRITE or not call.ended:
+                    self._flush_leg(call)
+                if ready & ~_WRITE and call.ended and call.leg == fd:
+                    self._await_last_word(call)
 
     def _say_last_word(self, reason: str) -> None:
         try:
@@ -376,10 +379,13 @@ class Relay:
             call.reason = message.reason or "the qube ended the call"
         else:
             call.exit_code = int.from_bytes(payload, "little", signed=True)
+        # Closing now could cost a slow reader what it has not read yet: the leg closes when its end has answered.
         self._leg_events.unregister(call.leg)
         self._write_leg(call, pack_frame(*encode_message(message)))
-        if not call.backlog:
-            self._close_leg(call)
+        if call.backlog:
+            self._events.modify(call.leg, _READ | _WRITE)
+        else:
+            self._events.register(call.leg, _READ)
 
     # The legs
 
@@ -421,9 +427,10 @@ class Relay:
         except OSError:
             self._lose_leg(call)
             return
-        self._events.unregister(call.leg)
         if call.ended:
-            self._close_leg(call)
+            self._events.modify(call.leg, _READ)
+        else:
+            self._events.unregister(call.leg)
 
     def _read_legs(self) -> None:
         for fd, _ in self._leg_events.poll(0):
@@ -433,28 +440,46 @@ class Relay:
                 return
 
     def _read_leg(self, call: RelayedCall) -> None:
-        buffer, filled = self._leg_buffer, len(call.partial)
-        buffer[:filled] = call.partial
         try:
-            size = os.readv(call.leg, [buffer[filled:]])
+            filled = self._fill_leg_buffer(call)
+            position, last_word = self._check_leg(call, filled)
         except BlockingIOError:
             return
         except OSError:
-            size = 0
-        if size == 0:
             self._lose_leg(call)
             return
-        try:
-            position, last_word = self._check_leg(call, filled + size)
         except ProtocolError as error:
             self._abort(call, f"the other end broke the protocol: {error}")
             return
         if position:
-            self._send(buffer[:position])
-        call.partial = bytes(buffer[position : filled + size])
+            self._send(self._leg_buffer[:position])
+        call.partial = bytes(self._leg_buffer[position:filled])
         if last_word:
             call.ended = True
             self._close_leg(call)
+
+    def _await_last_word(self, call: RelayedCall) -> None:
+        """The agent ended the call; what the leg still says is of no interest, except that it is done."""
+        try:
+            filled = self._fill_leg_buffer(call)
+            position, last_word = self._check_leg(call, filled)
+        except BlockingIOError:
+            return
+        except (OSError, ProtocolError):
+            self._close_leg(call)
+            return
+        call.partial = bytes(self._leg_buffer[position:filled])
+        if last_word:
+            self._close_leg(call)
+
+    def _fill_leg_buffer(self, call: RelayedCall) -> int:
+        """Read after what is left of an incomplete frame; returns how much is there. OSError at its end."""
+        buffer, kept = self._leg_buffer, len(call.partial)
+        buffer[:kept] = call.partial
+        size = os.readv(call.leg, [buffer[kept:]])
+        if size == 0:
+            raise ConnectionError("closed")
+        return kept + size
 
     def _check_leg(self, call: RelayedCall, filled: int) -> tuple[int, bool]:
         """Check and renumber whole frames in the leg buffer.
@@ -480,7 +505,7 @@ class Relay:
             _write_session(buffer, position, length, call.number, kind)
             position = end
             if kind in LAST_WORDS:
-                if kind == Kind.EXIT:
+                if kind == Kind.EXIT and not call.ended:
                     call.exit_code = int.from_bytes(buffer[end - 4 : end], "little", signed=True)
                 return position, True
         return position, False
