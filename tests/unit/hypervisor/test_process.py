@@ -14,6 +14,7 @@ import pytest
 
 from cloison.drivers.hypervisor.console import BoundedLog, ConsolePump
 from cloison.drivers.hypervisor.launch import open_listener
+from cloison.drivers.hypervisor.machine import end_leftover
 from cloison.drivers.hypervisor.process import ProcessWatch, find_start_time
 from cloison.errors import BadRequest
 
@@ -26,30 +27,30 @@ def sleeper() -> Iterator[subprocess.Popen[bytes]]:
     process.wait()
 
 
-async def test_the_end_of_a_process_is_noticed(sleeper: subprocess.Popen[bytes]) -> None:
-    started = find_start_time(sleeper.pid)
+def watch(process: subprocess.Popen[bytes], *, late_by: int = 0) -> ProcessWatch | None:
+    started = find_start_time(process.pid)
     assert started is not None
-    watch = ProcessWatch(sleeper.pid, started)
-    assert not watch.is_gone and watch.memory_kib() > 0
-    watch.kill()
-    await asyncio.wait_for(watch.wait_gone(), 5)
-    assert watch.is_gone
-    watch.kill()
+    return ProcessWatch.find(process.pid, started + late_by)
+
+
+async def test_the_end_of_a_process_is_noticed(sleeper: subprocess.Popen[bytes]) -> None:
+    watched = watch(sleeper)
+    assert watched is not None and not watched.is_gone and watched.memory_kib() > 0
+    watched.kill()
+    await asyncio.wait_for(watched.wait_gone(), 5)
+    assert watched.is_gone
+    watched.kill()
 
 
 async def test_a_recycled_process_id_is_noticed(sleeper: subprocess.Popen[bytes]) -> None:
-    started = find_start_time(sleeper.pid)
-    assert started is not None
-    with pytest.raises(ProcessLookupError):
-        ProcessWatch(sleeper.pid, started + 1)
+    assert watch(sleeper, late_by=1) is None
 
 
-async def test_a_dead_process_cannot_be_watched(sleeper: subprocess.Popen[bytes]) -> None:
+async def test_a_dead_process_is_not_found(sleeper: subprocess.Popen[bytes]) -> None:
     started = find_start_time(sleeper.pid)
     sleeper.kill()
     sleeper.wait()
-    with pytest.raises(ProcessLookupError):
-        ProcessWatch(sleeper.pid, started or 0)
+    assert ProcessWatch.find(sleeper.pid, started or 0) is None
 
 
 def test_a_zombie_counts_as_gone(sleeper: subprocess.Popen[bytes]) -> None:
@@ -110,3 +111,23 @@ def test_sockets_are_private_and_replace_what_lies_there(tmp_path: Path) -> None
 def test_a_path_that_no_socket_can_have_is_refused_with_a_hint(tmp_path: Path) -> None:
     with pytest.raises(BadRequest, match="shorter"):
         open_listener(tmp_path / ("x" * 120))
+
+
+async def test_a_directory_where_nothing_runs_has_no_leftover(tmp_path: Path) -> None:
+    await end_leftover(tmp_path)
+    open_listener(tmp_path / "qmp.sock").close()
+    await end_leftover(tmp_path)
+
+
+async def test_a_leftover_is_told_to_quit(tmp_path: Path) -> None:
+    said = bytearray()
+
+    async def qemu(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b'{"QMP": {}}\r\n')
+        while b"quit" not in said:
+            said.extend(await reader.read(100))
+        writer.close()
+
+    async with await asyncio.start_unix_server(qemu, tmp_path / "qmp.sock"):
+        await asyncio.wait_for(end_leftover(tmp_path), 5)
+    assert b'"quit"' in said

@@ -148,3 +148,8 @@ class Hypervisor(Protocol):
     async def adopt(self, record: Mapping[str, str | int]) -> Machine | None:
         """The machine of an earlier daemon, or None if it is gone (a recycled pid is noticed)."""
         ...
+
+    async def end_leftover(self, directory: Path) -> None:
+        """End a machine that runs in ``directory`` without a record (its daemon died while starting it), if there is
+        one. Raises BackendFailed if it does not go."""
+        ...

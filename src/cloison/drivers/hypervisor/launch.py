@@ -9,7 +9,6 @@ import contextlib
 import json
 import os
 import resource
-import signal
 import socket
 import subprocess
 from collections.abc import Sequence
@@ -31,6 +30,7 @@ from cloison.drivers.hypervisor.plan import (
     place_of_key,
     plan_command,
 )
+from cloison.drivers.hypervisor.process import find_start_time, kill_process
 from cloison.drivers.hypervisor.seccomp import build_jail_filter
 from cloison.errors import BackendFailed, BadRequest
 
@@ -52,10 +52,20 @@ class Started:
 
     wrapper: subprocess.Popen[bytes]
     pid: int
+    start_time: int
+    pidfd: int
+    """Handle of QEMU's process; the caller closes it."""
     errors_fd: int
     """Read end of QEMU's standard error; the caller closes it."""
     device_state_fd: int | None = None
     """The number under which QEMU inherited the frozen device state."""
+
+    def abandon(self) -> None:
+        """End it and forget it: for a start that nobody waits for any more. Waits for the end (milliseconds)."""
+        kill_process(self.pidfd)
+        self.wrapper.wait()
+        os.close(self.pidfd)
+        os.close(self.errors_fd)
 
 
 def start_process(
@@ -137,25 +147,17 @@ def spawn_jailed(
             wrapper.wait()
             said = errors_read.readall().decode(errors="replace").strip()
             raise BackendFailed(f"cannot start a jailed process: {said}", hint="`cloison doctor` tells more")
-        try:
-            _settle(pid, door)
-        except BaseException:
-            os.kill(pid, signal.SIGKILL)
-            wrapper.wait()
-            raise
         os.set_blocking(errors_read.fileno(), False)
-        return Started(wrapper, pid, os.dup(errors_read.fileno()))
-
-
-def _settle(pid: int, door: MemoryDoor | None) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        resource.prlimit(pid, resource.RLIMIT_CORE, (0, 0))  # a core dump would hold the guest's secrets
-    if door is not None:
-        pidfd = os.pidfd_open(pid)
+        started = Started(wrapper, pid, find_start_time(pid) or 0, os.pidfd_open(pid), os.dup(errors_read.fileno()))
         try:
-            door.serve(pidfd)
-        finally:
-            os.close(pidfd)
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                resource.prlimit(pid, resource.RLIMIT_CORE, (0, 0))  # a core dump would hold the guest's secrets
+            if door is not None:
+                door.serve(started.pidfd)
+        except BaseException:
+            started.abandon()
+            raise
+        return started
 
 
 def open_listener(path: Path) -> socket.socket:

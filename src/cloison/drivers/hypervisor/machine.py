@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import socket
 import subprocess
 from collections.abc import Coroutine, Mapping
 from pathlib import Path
@@ -31,6 +32,7 @@ CONNECT_TIMEOUT_S = 60.0
 FREEZE_TIMEOUT_S = 300.0
 RESTORE_POLL_S = 0.002
 LAST_WORDS_TIMEOUT_S = 1.0
+LEFTOVER_TIMEOUT_S = 20.0
 ERRORS_KEPT_BYTES = 8192
 DEVICE_STATE = "device-state"
 
@@ -157,7 +159,7 @@ class QemuMachine:
             raise BackendFailed(f"{self.name} was not frozen within {FREEZE_TIMEOUT_S:.0f} s") from None
         finally:
             await self.kill()
-        await _dig_holes(self._memory)
+        await _settle_memory(self._memory)
         return Frozen(self._memory, state, self._machine_key)
 
     async def detach(self) -> None:
@@ -291,8 +293,31 @@ class QemuMachine:
             asyncio.get_running_loop().remove_reader(self._errors_fd)
 
 
-async def _dig_holes(memory: Path) -> None:
-    """Give back the disk space of zero pages."""
+async def end_leftover(directory: Path) -> None:
+    """End the machine that still serves the sockets in ``directory``, if there is one.
+
+    For a daemon that finds a directory and no record: its predecessor died while it started a machine. Raises
+    BackendFailed if something is there and does not go.
+    """
+    port = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    port.setblocking(False)
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(LEFTOVER_TIMEOUT_S):
+            await loop.sock_connect(port, str(directory / QMP_SOCKET))
+            await loop.sock_sendall(port, b'{"execute": "qmp_capabilities"}{"execute": "quit"}')
+            while await loop.sock_recv(port, 4096):
+                pass
+    except (FileNotFoundError, ConnectionError):
+        return  # nobody serves it, or not any more
+    except TimeoutError:
+        raise BackendFailed(f"a machine left in {directory} does not end", hint="end its QEMU process") from None
+    finally:
+        port.close()
+
+
+async def _settle_memory(memory: Path) -> None:
+    """Give back the disk space of zero pages, write the rest out, and let nobody write it again."""
     process = await asyncio.create_subprocess_exec(
         "fallocate",
         "--dig-holes",
@@ -301,3 +326,9 @@ async def _dig_holes(memory: Path) -> None:
         stderr=asyncio.subprocess.DEVNULL,
     )
     await process.wait()  # a file system without holes only costs space
+    try:
+        memory.chmod(0o400)
+        with memory.open("rb") as file:
+            await asyncio.to_thread(os.fsync, file.fileno())
+    except OSError as error:
+        raise BackendFailed(f"cannot write {memory}: {error.strerror}") from error

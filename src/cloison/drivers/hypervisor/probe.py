@@ -15,7 +15,6 @@ import hashlib
 import json
 import os
 import re
-import signal
 import subprocess
 from pathlib import Path
 
@@ -105,15 +104,12 @@ async def run_probe_guest(accelerator: Accelerator) -> int | None:
         )
     finally:
         os.close(firmware)
-    os.close(started.errors_fd)
     try:
         return await asyncio.to_thread(started.wrapper.wait, PROBE_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         return None
     finally:
-        if started.wrapper.poll() is None:
-            os.kill(started.pid, signal.SIGKILL)  # its wrapper still holds it: the id cannot be another's
-            await asyncio.to_thread(started.wrapper.wait)
+        await asyncio.to_thread(started.abandon)
 
 
 def _plan_probe(accelerator: Accelerator) -> list[str]:

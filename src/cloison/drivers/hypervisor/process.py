@@ -25,20 +25,36 @@ def find_start_time(pid: int) -> int | None:
     return None if fields[0] in "ZX" else int(fields[19])
 
 
+def kill_process(pidfd: int) -> None:
+    try:
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
 class ProcessWatch:
     """Tells when a process is gone, whoever started it. Needs a running event loop."""
 
-    def __init__(self, pid: int, started: int) -> None:
-        """Raises ProcessLookupError if that very process is gone already."""
+    def __init__(self, pid: int, started: int, pidfd: int) -> None:
+        """``pidfd`` is taken over."""
         self.pid = pid
         self.started = started
-        self._pidfd = os.pidfd_open(pid)
-        if find_start_time(pid) != started:
-            os.close(self._pidfd)
-            raise ProcessLookupError(pid)
+        self._pidfd = pidfd
         self._gone = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._pidfd, self._on_end)
+
+    @classmethod
+    def find(cls, pid: int, started: int) -> ProcessWatch | None:
+        """A watch on the process that had this id at that time, or None if it is gone (its id may be another's)."""
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError:
+            return None
+        if find_start_time(pid) != started:
+            os.close(pidfd)
+            return None
+        return cls(pid, started, pidfd)
 
     @property
     def is_gone(self) -> bool:
@@ -48,11 +64,8 @@ class ProcessWatch:
         await self._gone.wait()
 
     def kill(self) -> None:
-        if not self.is_gone:
-            try:
-                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
+        if self._pidfd >= 0:
+            kill_process(self._pidfd)
 
     def cpu_time_ns(self) -> int:
         """User and system time of all its threads; 0 when the process is gone."""

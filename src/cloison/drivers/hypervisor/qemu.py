@@ -8,17 +8,20 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from cloison.drivers.hypervisor import probe
 from cloison.drivers.hypervisor.base import Accelerator, Disk, Frozen, Machine, MachineSpec
-from cloison.drivers.hypervisor.launch import start_process
-from cloison.drivers.hypervisor.machine import DRIVER, QemuMachine
+from cloison.drivers.hypervisor.launch import Started, start_process
+from cloison.drivers.hypervisor.machine import DRIVER, QemuMachine, end_leftover
 from cloison.drivers.hypervisor.plan import LAYOUT_VERSION, Descriptors, Host, Start, plan_command
-from cloison.drivers.hypervisor.process import ProcessWatch, find_start_time, read_boot_id
+from cloison.drivers.hypervisor.process import ProcessWatch, read_boot_id
 from cloison.errors import BackendFailed
+
+log = logging.getLogger(__name__)
 
 
 class QemuHypervisor:
@@ -77,16 +80,22 @@ class QemuHypervisor:
             return None
         if not isinstance(pid, int) or not isinstance(started, int):
             return None
-        try:
-            watch = ProcessWatch(pid, started)
-        except ProcessLookupError:
+        watch = ProcessWatch.find(pid, started)
+        if watch is None:
             return None
         memory = Path(str(record["memory"])) if record.get("memory") else None
         machine = QemuMachine(
             str(record["name"]), Path(str(record["directory"])), watch, str(record["machine_key"]), memory
         )
-        await machine.attach()
+        try:
+            await machine.attach()
+        except BackendFailed as error:
+            log.warning("a machine of an earlier daemon was ended: %s", error)
+            return None
         return machine
+
+    async def end_leftover(self, directory: Path) -> None:
+        await end_leftover(directory)
 
     async def _start(
         self,
@@ -101,11 +110,18 @@ class QemuHypervisor:
         device_state: Path | None = None,
     ) -> Machine:
         host = await self.host()
-        started = await asyncio.to_thread(
-            start_process, spec, host, disks, directory, start, name=name, memory=memory, device_state=device_state
+        starting = asyncio.create_task(
+            asyncio.to_thread(
+                start_process, spec, host, disks, directory, start, name=name, memory=memory, device_state=device_state
+            )
         )
-        when = find_start_time(started.pid)
-        watch = ProcessWatch(started.pid, when if when is not None else -1)
+        try:
+            started = await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            starting.add_done_callback(_abandon)
+            await asyncio.wait((starting,))
+            raise
+        watch = ProcessWatch(started.pid, started.start_time, started.pidfd)
         machine = QemuMachine(name, directory, watch, key, memory if start is Start.BOOT_TO_FREEZE else None)
         await machine.attach(
             wrapper=started.wrapper, errors_fd=started.errors_fd, device_state_fd=started.device_state_fd
@@ -141,6 +157,12 @@ class QemuHypervisor:
         except OSError as error:
             raise BackendFailed(f"cannot read {path}: {error.strerror}") from error
         return self._digests[identity]
+
+
+def _abandon(starting: asyncio.Task[Started]) -> None:
+    """The caller went away while a process was being started."""
+    if not starting.cancelled() and starting.exception() is None:
+        starting.result().abandon()
 
 
 def _make_memory_file(path: Path, memory_mib: int) -> None:
