@@ -205,6 +205,7 @@ class ForkPoints:
         async with _exclusive(self._directory / f".{key}.lock"):
             if found := self.find(key):
                 return found
+            await self._hypervisor.end_leftover(self._directory / f".{key}.making" / "run")
             self._sweep(key)
             self._make_room(source)
             work = self._directory / f".{key}.making"

@@ -30,6 +30,7 @@ async def recover(system: System, runs: Mapping[QubeName, Run], leftovers: Itera
 
     Afterwards each qube of the old daemon is either live here or halted with its volumes closed.
     """
+    await _end_unrecorded(system, runs)
     await asyncio.gather(*(_recover_one(system, name, run) for name, run in runs.items()))
     for name in leftovers:
         if system.find_live(name) is None:
@@ -39,6 +40,18 @@ async def recover(system: System, runs: Mapping[QubeName, Run], leftovers: Itera
             except CloisonError as error:
                 log.error("the disposable %s could not be removed: %s", name, error)
     _sweep_runtime(system)
+
+
+async def _end_unrecorded(system: System, runs: Mapping[QubeName, Run]) -> None:
+    """End machines whose daemon died before it could write them down: their volumes must be closed before use."""
+    root = system.ground.layout.machines_runtime
+    recorded = {str(run.machine.get("directory", "")) for run in runs.values()}
+    for directory in root.iterdir() if root.is_dir() else ():
+        if str(directory) not in recorded:
+            try:
+                await system.ground.hypervisor.end_leftover(directory)
+            except CloisonError as error:
+                log.error("%s", error)
 
 
 async def _recover_one(system: System, name: QubeName, run: Run) -> None:

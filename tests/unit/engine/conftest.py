@@ -147,6 +147,8 @@ class CountingHypervisor:
     async def adopt(self, record: Mapping[str, str | int]) -> CountingMachine | None:
         return None
 
+    async def end_leftover(self, directory: Path) -> None: ...
+
 
 class CountingLink:
     def __init__(self, connector: CountingConnector) -> None:
