@@ -34,6 +34,13 @@ def read_inventory(connection: sqlite3.Connection, host: Host) -> Inventory:
     return Inventory(read_qubes(connection), labels, pools, settings, read_runs(connection), host)
 
 
+_VOLUME_ORDER = {"root": 0, "private": 1, "volatile": 2}
+
+
+def _volume_order(item: tuple[str, Volume]) -> tuple[int, str]:
+    return _VOLUME_ORDER.get(item[0], len(_VOLUME_ORDER)), item[0]
+
+
 def stored_value(prop: Property, text: str | None, peer: str | None) -> Value:
     """The typed value of a row: ``text``, or for a property of type vm the name of the qube it refers to."""
     if prop.type is PropertyType.VM:
@@ -98,7 +105,7 @@ def read_qubes(connection: sqlite3.Connection, qids: Iterable[int] | None = None
             properties=properties.get(qid, {}),
             features=features.get(qid, {}),
             tags=frozenset(tags.get(qid, ())),
-            volumes=volumes.get(qid, {}),
+            volumes=dict(sorted(volumes.get(qid, {}).items(), key=_volume_order)),
             assignments=tuple(assignments.get(qid, ())),
             firewall=firewall,
         )
