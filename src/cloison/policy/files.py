@@ -76,7 +76,7 @@ class Disk:
         return True
 
     def is_settled(self) -> bool:
-        """False while a second change could still hide behind the stamp of the first: read again, then."""
+        """Whether all changes lie so far back that a further one is sure to have another stamp."""
         return abs(time.time() - self._youngest_change_s) > RACY_S
 
     def _note(self, path: str) -> os.stat_result | None:

@@ -30,10 +30,9 @@ class PolicySource:
 
     def current(self) -> PolicySet | BrokenPolicy:
         """The policy as the files are now."""
-        if self._disk is None or not self._disk.is_unchanged():
-            self._read()
-        elif not self._settled and self._disk.is_settled():
-            # The files had changed just before they were read: another change could look the same. Once more, then.
+        # Files that had changed just before they were read may change again and look the same: read them until they
+        # have rested for a moment.
+        if self._disk is None or not self._settled or not self._disk.is_unchanged():
             self._read()
         return self._current
 
