@@ -50,12 +50,12 @@ def mount_private(device: str, target: str) -> bool:
     blank = _is_blank(device)
     if blank:
         _format(device)
-    options = "discard,noatime"
+    flags = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOATIME
     try:
-        syscalls.mount(device, target, "ext4", syscalls.MS_NOSUID | syscalls.MS_NODEV, options)
+        syscalls.mount(device, target, "ext4", flags, "discard")
     except OSError:
         subprocess.run(["/sbin/e2fsck", "-p", device], stdin=subprocess.DEVNULL, capture_output=True, check=False)
-        syscalls.mount(device, target, "ext4", syscalls.MS_NOSUID | syscalls.MS_NODEV, options)
+        syscalls.mount(device, target, "ext4", flags, "discard")
     if not blank:
         _grow(device)
     return blank

@@ -10,7 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from cloison.errors import BackendFailed
 from cloison.model.names import QubeName
+
+
+class AgentFailed(BackendFailed):
+    """The agent answered, and the answer was that it could not do it: its machine and channel are fine."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +29,8 @@ class AgentLink(Protocol):
     """A connected agent of one running qube, behind its jailed relay process."""
 
     async def control(self, verb: str, fields: Mapping[str, Any], *, timeout_s: float) -> Mapping[str, Any]:
-        """One CONTROL request; raises BackendFailed when the agent says no, is silent for timeout_s or is gone."""
+        """One CONTROL request; raises AgentFailed when the agent says no, BackendFailed when it is
+        silent for timeout_s or gone."""
         ...
 
     async def run_service(self, service: str, *, user: str = "", stdin: bytes = b"", timeout_s: float,

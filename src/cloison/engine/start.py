@@ -20,7 +20,7 @@ from typing import Any
 
 from cloison.drivers.hypervisor.base import Disk, Hypervisor, Machine, MachineSpec
 from cloison.drivers.storage.base import Chain, Pool
-from cloison.engine.agent import AgentConnector, AgentLink
+from cloison.engine.agent import AgentConnector, AgentFailed, AgentLink
 from cloison.engine.forkpoints import BOOT_TIMEOUT_S, ForkPoint, ForkPoints, ForkSource
 from cloison.engine.kernels import Kernel, Kernels
 from cloison.engine.runs import Phase, Run, StartMode, VolumeRef
@@ -204,7 +204,7 @@ async def launch(ground: Ground, facts: Facts, *, call_owned: bool = False) -> L
         try:
             point = await ground.forkpoints.make(source)
             return await _attempt(ground, facts, spec, info.revision_id, (point, source.root), call_owned)
-        except NotEnoughMemory:
+        except (NotEnoughMemory, AgentFailed):
             raise
         except CloisonError as error:
             if facts.start_mode == "fork":

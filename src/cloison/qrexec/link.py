@@ -1,66 +1,45 @@
-"""A qube's relay, seen from the daemon: the engine's ``AgentLink`` and ``AgentConnector``, and what the broker needs.
+"""The engine's ``AgentConnector`` and ``AgentLink``: a qube's relay, and another one when it dies.
 
-In: a machine's agent socket. Out: a link that answers requests, opens calls and reports those of the agent.
-May import: wire, packets, spawner, legs, errors, engine's agent interface.
+In: a machine's agent socket. Out: links that last as long as the machine. May import: relays, spawner, errors,
+engine's agent interface.
 
-All that a relay says is parsed strictly: it is jailed because it may be taken over. A relay that breaks the rules is
-ended, and with it only the calls of its qube.
+A relay that ended (its agent broke the rules, or somebody killed it) took its calls with it; the machine is still
+there. The link then starts another relay, which finds the agent again in whatever it was doing; the pause before
+grows, so that an agent which breaks every relay at once costs next to nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import os
-import signal
 import socket
-from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from cloison.engine.agent import ServiceResult
 from cloison.errors import BackendFailed
 from cloison.model.names import QubeName
-from cloison.qrexec.legs import run_as_caller
-from cloison.qrexec.pace import Pace
-from cloison.qrexec.packets import (
-    HEADER,
-    MAX_PACKET,
-    TRAFFIC,
-    Closing,
-    Order,
-    Report,
-    pack,
-    parse_closing,
-)
-from cloison.qrexec.spawner import Spawner, drop_descriptors, find_peer_pid
-from cloison.wire.errors import LocalProtocolError, RemoteProtocolError
-from cloison.wire.frames import LENGTHS, Kind
-from cloison.wire.messages import Call, Control, Notice, Open, Reply, encode_message, parse_message
+from cloison.qrexec.relays import Opened, RelayProcess
+from cloison.qrexec.spawner import Spawner
+from cloison.wire.messages import Call, Open
 
-_T = TypeVar("_T")
 log = logging.getLogger(__name__)
 
-COMMAND_PREFIX = "command:"
-MAX_ORDERS = 1024
-"""Orders that wait for a relay; one that reads none of so many is stuck and is ended."""
 CONNECT_RETRY_S = 0.02
 """Pause between attempts to reach a socket which QEMU is about to create."""
-_CALLS_PER_SECOND, _CALL_BURST = 200.0, 400
-"""Pace of one qube's calls; above it they wait. An emulated guest makes some ten calls a second, with KVM some
-hundreds; the broker handles some thousands."""
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 60.0
+STEADY_S = 30.0
+"""A relay that lived so long was not ended by a habit of its agent."""
+RETURN_TIMEOUT_S = 60.0
+"""Longest wait for the agent to answer a new relay; an emulated guest may be busy."""
 
-CallHandler = Callable[["RelayLink", int, Call], None]
-GoneHandler = Callable[["RelayLink", int], None]
 
-
-def _refuse(link: RelayLink, handle: int, _: Call) -> None:
+def _refuse(link: RelayProcess, handle: int, _: Call) -> None:
     link.refuse(handle)
 
 
-def _ignore(_: RelayLink, __: int) -> None:
+def _ignore(_: RelayProcess, __: int) -> None:
     pass
 
 
@@ -69,338 +48,130 @@ class RelayConnector:
 
     def __init__(self, spawner: Spawner) -> None:
         self._spawner = spawner
-        self.on_call: CallHandler = _refuse
-        self.on_gone: GoneHandler = _ignore
+        self.on_call: Callable[[RelayProcess, int, Call], None] = _refuse
+        self.on_gone: Callable[[RelayProcess, int], None] = _ignore
 
     async def connect(self, qube: QubeName, socket_path: Path, *, ready_timeout_s: float, resync: bool = False,
                       wait_ready: bool = True) -> RelayLink:  # fmt: skip
         """See AgentConnector.connect."""
-        link: RelayLink | None = None
+        relay: RelayProcess | None = None
         try:
             async with asyncio.timeout(ready_timeout_s):
-                await self._spawner.start()
-                channel = await _connect(socket_path)
-                control = await self._spawner.spawn(qube, channel, resync=resync)
-                link = RelayLink(qube, control, self)
-                await link.wait_up(ready=wait_ready)
-                return link
+                relay = await self._start(qube, await _await_socket(socket_path), resync=resync)
+                await relay.wait_up(ready=wait_ready)
         except BaseException as error:
-            if link is not None:
-                await link.close()
+            if relay is not None:
+                relay.close()
             if isinstance(error, TimeoutError):
-                what = "is not ready" if link is not None and link.is_up else "does not answer"
+                what = "is not ready" if relay is not None and relay.is_up else "does not answer"
                 raise BackendFailed(f"the agent of {qube} {what} after {ready_timeout_s:g} s") from error
             raise
+        return RelayLink(qube, socket_path, self, relay)
+
+    async def connect_again(self, qube: QubeName, socket_path: Path) -> RelayProcess:
+        """Another relay for a machine that had one. Raises OSError if the machine is gone, BackendFailed, TimeoutError."""
+        relay = await self._start(qube, await _connect(socket_path), resync=True)
+        try:
+            async with asyncio.timeout(RETURN_TIMEOUT_S):
+                await relay.wait_up(ready=False)
+        except BaseException:
+            relay.close("the agent does not answer")
+            raise
+        return relay
 
     async def close(self) -> None:
+        """End the fork server and all relays."""
         await self._spawner.close()
 
-
-async def _connect(path: Path) -> socket.socket:
-    loop = asyncio.get_running_loop()
-    while True:
-        channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        channel.setblocking(False)
-        try:
-            await loop.sock_connect(channel, str(path))
-            return channel
-        except (FileNotFoundError, ConnectionRefusedError, BlockingIOError):
-            channel.close()
-            await asyncio.sleep(CONNECT_RETRY_S)
-        except BaseException:
-            channel.close()
-            raise
+    async def _start(self, qube: QubeName, channel: socket.socket, *, resync: bool) -> RelayProcess:
+        return RelayProcess(qube, await self._spawner.spawn(qube, channel, resync=resync), self)
 
 
 class RelayLink:
-    """The engine's AgentLink, and the broker's way to open, accept, refuse and end calls in this qube."""
+    """The engine's AgentLink, and the broker's way to open calls in this qube."""
 
-    def __init__(self, qube: QubeName, control: socket.socket, handlers: RelayConnector) -> None:
+    def __init__(self, qube: QubeName, socket_path: Path, connector: RelayConnector, relay: RelayProcess) -> None:
         self.qube = qube
-        self.pid: int | None = None
-        """Of the relay; known once it spoke."""
-        self._process = -1
-        self._control = control
-        self._handlers = handlers
-        self._loop = asyncio.get_running_loop()
-        self._up: asyncio.Future[None] = self._loop.create_future()
-        self._ready: asyncio.Future[None] = self._loop.create_future()
-        self._closed: asyncio.Future[str] = self._loop.create_future()
-        self._requests: dict[int, asyncio.Future[Reply]] = {}
-        self._traffic: dict[int, asyncio.Future[dict[int, tuple[int, int, int]]]] = {}
-        self._calls: dict[int, asyncio.Future[Closing]] = {}
-        self._asked: set[int] = set()
-        self._next_open = 2
-        self._next_request = 1
-        self._orders: deque[tuple[bytes, socket.socket | None]] = deque()
-        self._pace = Pace(_CALLS_PER_SECOND, _CALL_BURST, self._loop.time)
-        self._loop.add_reader(control.fileno(), self._read)
+        self._path = socket_path
+        self._connector = connector
+        self._relay = relay
+        self._gone = asyncio.Event()
+        self._keeper = asyncio.create_task(self._keep_up(), name=f"link to {qube}")
 
-    # The engine's side
-
-    async def wait_up(self, *, ready: bool) -> None:
-        """Returns after the agent's HELLO (and its NOTICE ready); BackendFailed if the relay ends first."""
-        await self._or_closed(self._ready if ready else self._up)
+    @property
+    def pid(self) -> int | None:
+        """Of the relay."""
+        return self._relay.pid
 
     @property
     def is_up(self) -> bool:
-        return self._up.done() and not self._closed.done()
+        return self._relay.is_up
 
     async def control(self, verb: str, fields: Mapping[str, Any], *, timeout_s: float) -> Mapping[str, Any]:
         """See AgentLink.control."""
-        number, self._next_request = self._next_request, self._next_request + 1
-        answer: asyncio.Future[Reply] = self._loop.create_future()
-        self._requests[number] = answer
-        try:
-            _, _, payload = encode_message(Control(number, verb, fields))
-            self._order(Order.CONTROL, number & 0xFFFFFFFF, payload)
-            async with asyncio.timeout(timeout_s):
-                reply = await self._or_closed(answer)
-        except TimeoutError as error:
-            raise BackendFailed(f"the agent of {self.qube} did not answer {verb} within {timeout_s:g} s") from error
-        except LocalProtocolError as error:
-            raise BackendFailed(f"cannot ask the agent of {self.qube} for {verb}: {error}") from error
-        finally:
-            del self._requests[number]
-        if not reply.ok:
-            raise BackendFailed(f"the agent of {self.qube} failed to {verb}: {reply.fields.get('error', 'no reason')}")
-        return reply.fields
+        return await self._relay.control(verb, fields, timeout_s=timeout_s)
 
     async def run_service(self, service: str, *, user: str = "", stdin: bytes = b"", timeout_s: float,
                           max_output_bytes: int = 1 << 20) -> ServiceResult:  # fmt: skip
         """See AgentLink.run_service."""
-        what = {"command": service.removeprefix(COMMAND_PREFIX)} if service.startswith(COMMAND_PREFIX) else {}
-        request = Open(0, **what or {"service": service}, user=user, source="dom0", nogui=True)  # type: ignore[arg-type]
-        ours, theirs = socket.socketpair()
-        handle, closed = self.open_call(request, theirs, may_signal=False)
-        try:
-            async with asyncio.timeout(timeout_s):
-                return await run_as_caller(ours, stdin, max_output_bytes=max_output_bytes)
-        except TimeoutError as error:
-            raise BackendFailed(f"{service} in {self.qube} did not end within {timeout_s:g} s") from error
-        except BackendFailed as error:
-            raise BackendFailed(f"{service} in {self.qube} failed: {error.message}") from error
-        finally:
-            ours.close()
-            if not closed.done():
-                self.end_call(handle, "dom0 gave up")
+        return await self._relay.run_service(
+            service, user=user, stdin=stdin, timeout_s=timeout_s, max_output_bytes=max_output_bytes
+        )
+
+    def open_call(self, request: Open, leg: socket.socket, *, may_signal: bool) -> Opened:
+        """See RelayProcess.open_call; while there is no relay the call ends at once."""
+        return self._relay.open_call(request, leg, may_signal=may_signal)
 
     async def wait_closed(self) -> None:
-        await asyncio.wait({self._closed})
+        """Returns when the machine's channel is gone, or after ``close``; a relay's death alone does not count."""
+        await self._gone.wait()
 
     async def close(self) -> None:
-        """End the relay; its calls end with an error at their callers. Idempotent."""
-        self._end("closed by the daemon")
+        """See AgentLink.close."""
+        self._keeper.cancel()
+        await asyncio.gather(self._keeper, return_exceptions=True)
+        self._relay.close()
+        self._gone.set()
 
-    # The broker's side
-
-    def open_call(self, request: Open, leg: socket.socket, *, may_signal: bool) -> tuple[int, asyncio.Future[Closing]]:
-        """Start a service in the qube, joined to ``leg`` (which is closed here). The future ends with the call."""
-        handle, self._next_open = self._next_open, (self._next_open + 2) % 2**32 or 2
+    async def _keep_up(self) -> None:
+        loop = asyncio.get_running_loop()
+        pause_s = FIRST_PAUSE_S
         try:
-            _, _, payload = encode_message(request)
-        except LocalProtocolError as error:
-            leg.close()
-            raise BackendFailed(f"cannot ask for that in {self.qube}: {error}") from error
-        closed = self._await_closing(handle)
-        self._order(Order.OPEN, handle, payload, leg=leg, flag=int(may_signal))
-        return handle, closed
-
-    def accept(self, handle: int, leg: socket.socket) -> asyncio.Future[Closing]:
-        """Join the agent's call to ``leg`` (which is closed here)."""
-        closed = self._await_closing(handle)
-        self._asked.discard(handle)
-        self._order(Order.ACCEPT, handle, leg=leg)
-        return closed
-
-    def refuse(self, handle: int) -> None:
-        self._asked.discard(handle)
-        self._order(Order.REFUSE, handle)
-
-    def end_call(self, handle: int, reason: str) -> None:
-        """Reset a call at both ends."""
-        self._order(Order.KILL, handle, reason.encode("ascii", "replace")[:200])
-
-    async def traffic(self) -> dict[int, tuple[int, int, int]]:
-        """Bytes so far (stdin, stdout, stderr) of each running call, by handle."""
-        number, self._next_request = self._next_request, self._next_request + 1
-        answer: asyncio.Future[dict[int, tuple[int, int, int]]] = self._loop.create_future()
-        self._traffic[number] = answer
-        try:
-            self._order(Order.TRAFFIC, number & 0xFFFFFFFF)
-            return await self._or_closed(answer)
+            while True:
+                since = loop.time()
+                reason = await self._relay.wait_closed()
+                if loop.time() - since > STEADY_S:
+                    pause_s = FIRST_PAUSE_S
+                log.warning("the relay of %s ended (%s); another one in %g s", self.qube, reason, pause_s)
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+                try:
+                    self._relay = await self._connector.connect_again(self.qube, self._path)
+                except OSError as error:
+                    if not isinstance(error, TimeoutError):
+                        log.info("the channel to %s is gone: %s", self.qube, error)
+                        return
+                except BackendFailed as error:
+                    log.warning("%s", error)
         finally:
-            del self._traffic[number]
+            self._gone.set()
 
-    def _await_closing(self, handle: int) -> asyncio.Future[Closing]:
-        closed: asyncio.Future[Closing] = self._loop.create_future()
-        if self._closed.done():
-            closed.set_result(Closing(0, 0, 0, None, self._closed.result()))
-        else:
-            self._calls[handle] = closed
-        return closed
 
-    async def _or_closed(self, future: asyncio.Future[_T]) -> _T:
-        """The future's result, or BackendFailed once the relay is gone."""
-        watched: set[asyncio.Future[Any]] = {future, self._closed}
-        await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
-        if future.done():
-            return future.result()
-        raise BackendFailed(f"the agent of {self.qube} is out of reach: {self._closed.result()}")
-
-    # The socket
-
-    def _order(self, kind: Order, number: int, payload: bytes | memoryview = b"", *,
-               leg: socket.socket | None = None, flag: int = 0) -> None:  # fmt: skip
-        if leg is not None:
-            leg = socket.socket(fileno=leg.detach())  # ours alone, however long the order waits
-            leg.setblocking(False)
-        if self._closed.done():
-            if leg is not None:
-                leg.close()
-            return
-        self._orders.append((pack(kind, number, payload, flag=flag), leg))
-        if len(self._orders) == 1:
-            self._write()
-        elif len(self._orders) > MAX_ORDERS:
-            self._end("the relay does not read")
-
-    def _write(self) -> None:
+async def _await_socket(path: Path) -> socket.socket:
+    """A connection to a socket that may not be there yet; the caller has a deadline."""
+    while True:
         try:
-            while self._orders:
-                packet, leg = self._orders[0]
-                if leg is None:
-                    self._control.send(packet)
-                else:
-                    socket.send_fds(self._control, [packet], [leg.fileno()])
-                    leg.close()
-                self._orders.popleft()
-            self._loop.remove_writer(self._control.fileno())
-        except BlockingIOError:
-            self._loop.add_writer(self._control.fileno(), self._write)
-        except OSError:
-            # The relay is gone; what it said last is still to be read, and reading ends the link.
-            self._loop.remove_writer(self._control.fileno())
-
-    def _read(self) -> None:
-        try:
-            packet, ancillary, flags, _ = self._control.recvmsg(MAX_PACKET, socket.CMSG_SPACE(12))
-        except BlockingIOError:
-            return
-        except OSError:
-            packet, ancillary, flags = b"", [], 0
-        if self.pid is None and (pid := find_peer_pid(ancillary)):
-            self._know_process(pid)
-        if not packet:
-            self._end("the relay ended")
-            return
-        try:
-            if drop_descriptors(ancillary) or len(packet) < HEADER.size or flags & socket.MSG_TRUNC:
-                raise RemoteProtocolError("a malformed packet")
-            kind, _, _, number = HEADER.unpack_from(packet)
-            self._take(kind, number, packet[HEADER.size :])
-        except (RemoteProtocolError, ValueError) as error:
-            log.error("the relay of %s broke its rules and is ended: %s", self.qube, error)
-            self._end("the relay broke its rules")
-
-    def _take(self, kind: int, number: int, untrusted_payload: bytes) -> None:
-        if kind == Report.CALL:
-            self._take_call(number, untrusted_payload)
-        elif kind == Report.GONE:
-            if number in self._asked:
-                self._asked.discard(number)
-                self._handlers.on_gone(self, number)
-        elif kind == Report.CLOSED:
-            closing = parse_closing(untrusted_payload)
-            closed = self._calls.pop(number, None)
-            if closed is not None and not closed.done():
-                closed.set_result(closing)
-        elif kind == Report.REPLY:
-            reply = self._parse(Kind.REPLY, untrusted_payload)
-            answer = self._requests.get(reply.id)
-            if answer is not None and not answer.done():
-                answer.set_result(reply)
-        elif kind == Report.NOTICE:
-            self._take_notice(self._parse(Kind.NOTICE, untrusted_payload))
-        elif kind == Report.UP:
-            self._parse(Kind.HELLO, untrusted_payload)
-            if not self._up.done():
-                self._up.set_result(None)
-        elif kind == Report.TRAFFIC:
-            self._take_traffic(number, untrusted_payload)
-        elif kind == Report.FAILED:
-            self._end(ascii(untrusted_payload[:500].decode("ascii"))[1:-1])
-        elif kind != Report.HERE:
-            raise RemoteProtocolError(f"packet {kind}")
-
-    def _take_call(self, number: int, untrusted_payload: bytes) -> None:
-        call = self._parse(Kind.CALL, untrusted_payload)
-        assert isinstance(call, Call)
-        if call != Call(0, call.target, call.service, call.source) or number in self._asked or number in self._calls:
-            raise RemoteProtocolError("an illegal call")
-        self._asked.add(number)
-        if (wait_s := self._pace.spend()) > 0:
-            # Nothing is refused, but nothing more is read of this qube for a moment.
-            self._loop.remove_reader(self._control.fileno())
-            self._loop.call_later(wait_s, self._read_again)
-        self._handlers.on_call(self, number, call)
-
-    def _read_again(self) -> None:
-        if not self._closed.done():
-            self._loop.add_reader(self._control.fileno(), self._read)
-
-    def _take_notice(self, notice: Notice) -> None:
-        log.info("the agent of %s says: %s", self.qube, notice.event)
-        if notice.event == "ready" and not self._ready.done():
-            self._ready.set_result(None)
-
-    def _take_traffic(self, number: int, untrusted_payload: bytes) -> None:
-        if len(untrusted_payload) % TRAFFIC.size:
-            raise RemoteProtocolError("malformed traffic figures")
-        answer = self._traffic.get(number)
-        if answer is not None and not answer.done():
-            rows = TRAFFIC.iter_unpack(untrusted_payload)
-            answer.set_result({handle: (stdin, stdout, stderr) for handle, stdin, stdout, stderr in rows})
-
-    def _parse(self, kind: Kind, untrusted_payload: bytes) -> Any:
-        lowest, highest = LENGTHS[kind]
-        if not lowest <= len(untrusted_payload) <= highest:
-            raise RemoteProtocolError(f"{kind.name} of {len(untrusted_payload)} bytes")
-        return parse_message(kind, 0, untrusted_payload)
-
-    def _end(self, reason: str) -> None:
-        if self._closed.done():
-            return
-        log.info("link to %s ended: %s", self.qube, reason)
-        self._closed.set_result(reason)
-        self._loop.remove_reader(self._control.fileno())
-        self._loop.remove_writer(self._control.fileno())
-        for _, leg in self._orders:
-            if leg is not None:
-                leg.close()
-        self._orders.clear()
-        for handle in list(self._asked):
-            self._handlers.on_gone(self, handle)
-        self._asked.clear()
-        for closed in self._calls.values():
-            if not closed.done():  # whoever waited may have given up
-                closed.set_result(Closing(0, 0, 0, None, reason))
-        self._calls.clear()
-        # A relay that still obeys ends when the socket closes; one that was taken over might not.
-        self._control.close()
-        self._kill()
-
-    def _know_process(self, pid: int) -> None:
-        with contextlib.suppress(OSError):
-            self._process = os.pidfd_open(pid)
-            self.pid = pid
-
-    def _kill(self) -> None:
-        if self._process >= 0:
-            with contextlib.suppress(OSError):
-                signal.pidfd_send_signal(self._process, signal.SIGKILL)
-            os.close(self._process)
-            self._process = -1
+            return await _connect(path)
+        except (FileNotFoundError, ConnectionRefusedError):
+            await asyncio.sleep(CONNECT_RETRY_S)
 
 
-__all__ = ["CallHandler", "GoneHandler", "RelayConnector", "RelayLink"]
+async def _connect(path: Path) -> socket.socket:
+    channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    channel.setblocking(False)
+    try:
+        await asyncio.get_running_loop().sock_connect(channel, str(path))
+    except BaseException:
+        channel.close()
+        raise
+    return channel
