@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from cloison.wire import (
@@ -45,6 +45,7 @@ from cloison_agent.port import Port
 from cloison_agent.sessions import ProgramSession, SocketSession
 from cloison_agent.users import User
 
+CANNOT_EXECUTE = 126
 SOFTWARE = "cloison-agent 1"
 AGENT_SOCKET = "/run/qubes/qrexec-agent"
 SYSLOG = "/dev/log"
@@ -173,6 +174,12 @@ class Agent:
             self.send(Data(session, 2, message[:1024]))
         self.send(Exit(session, exit_code))
 
+    def _fail_start(self, session: int, error: OSError) -> None:
+        """As a shell would put it: 127 not found, 126 cannot be executed."""
+        code = NOT_FOUND if isinstance(error, FileNotFoundError) else CANNOT_EXECUTE
+        self.send(Data(session, 2, f"{error.filename or ''}: {error.strerror}\n".encode()[:1024]))
+        self.send(Exit(session, code))
+
     def _find_user(self, name: str) -> User:
         user = users.find_user(name or self.default_user)
         if user is None:
@@ -199,13 +206,7 @@ class Agent:
         environment["QREXEC_AGENT_PID"] = str(os.getpid())
         if request.service:
             environment |= _call_environment(request)
-        job = find_job(program, request.service) if program else None
-        if job is not None:
-            task = Task(user, environment, job=job)
-        else:
-            argument = request.service.partition("+")[2]
-            argv = [user.shell, "-c", command] if command else [program, argument] if argument else [program]
-            task = Task(user, environment, argv=argv if remembered is not None else [*users.LOGIN_SHELL, *argv])
+        task = self._plan_task(request, user, environment, command, program, remembered is not None)
         if remembered is None:
             self.learn_environment(user)
         session = ProgramSession(self.loop, self, request.session, lambda: self._forget(request.session))
@@ -214,12 +215,32 @@ class Agent:
 
         def start() -> None:
             if self._services.get(request.session) is session:
-                session.start(task, request.tty, copy)
+                try:
+                    session.start(task, request.tty, copy)
+                except OSError as error:
+                    self._forget(request.session)
+                    self._fail_start(request.session, error)
 
         if config is not None and config.wait_for_session and not request.nogui:
             self._after_session_began(user, environment, start)
         else:
             start()
+
+    def _plan_task(
+        self, request: Open, user: User, environment: dict[str, str], command: str, program: str, logged_in: bool
+    ) -> Task:
+        argument = request.service.partition("+")[2]
+        found = find_job(program, request.service) if program else None
+        if callable(found):
+            return Task(user, environment, job=found)
+        argv: Sequence[str | bytes]
+        if found is not None:
+            argv = found
+        elif command:
+            argv = [user.shell, "-c", command]
+        else:
+            argv = [program, argument] if argument else [program]
+        return Task(user, environment, argv=argv if logged_in else [*users.LOGIN_SHELL, *argv])
 
     def _forget(self, number: int) -> None:
         self._services.pop(number, None)
@@ -322,6 +343,7 @@ class Agent:
 
     def serve(self) -> None:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # qrexec's way to say "stdin is also my output"; not offered
         self.loop.run()
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import os
-import sys
 import time
 from collections.abc import Callable, Sequence
 
@@ -16,37 +15,22 @@ from cloison.wire import RemoteProtocolError
 from cloison.wire.vmexec import parse_command
 from cloison_agent import opening, receiving
 from cloison_agent.launch import Job
-from cloison_agent.lookup import NOT_FOUND, TROUBLE
+from cloison_agent.lookup import LookupProblem
 
 ARCHIVE = "/usr/lib/cloison/agent.pyz"
 
 
-def run_shell(_: str) -> int:
+def _shell_words(_: str) -> Sequence[bytes]:
     """qubes.VMShell: what comes on stdin is shell text."""
-    for shell in ("/bin/bash", "/bin/sh"):
-        if os.path.exists(shell):
-            return _execute([shell.encode()])
-    return NOT_FOUND
+    return [b"/bin/bash" if os.path.exists("/bin/bash") else b"/bin/sh"]
 
 
-def run_command(argument: str) -> int:
+def _command_words(argument: str) -> Sequence[bytes]:
     """qubes.VMExec: the argument is the command line."""
     try:
-        return _execute(parse_command(argument))
+        return parse_command(argument)
     except RemoteProtocolError as error:
-        print(error, file=sys.stderr, flush=True)
-        return TROUBLE
-
-
-def _execute(words: Sequence[bytes]) -> int:
-    try:
-        os.execvp(words[0], list(words))
-    except FileNotFoundError:
-        print(f"{os.fsdecode(words[0])}: command not found", file=sys.stderr, flush=True)
-        return NOT_FOUND
-    except OSError as error:
-        print(f"{os.fsdecode(words[0])}: {error.strerror}", file=sys.stderr, flush=True)
-        return 126
+        raise LookupProblem(str(error)) from None
 
 
 def print_date(argument: str) -> int:
@@ -58,12 +42,15 @@ def print_date(argument: str) -> int:
     return 0
 
 
-SERVICES: dict[str, Callable[[str], int]] = {
-    "qubes.VMShell": run_shell,
-    "qubes.VMRootShell": run_shell,
-    "qubes.VMExec": run_command,
-    "qubes.VMExecGUI": run_command,
-    "qubes.VMRootExec": run_command,
+COMMANDS: dict[str, Callable[[str], Sequence[bytes]]] = {
+    "qubes.VMShell": _shell_words,
+    "qubes.VMRootShell": _shell_words,
+    "qubes.VMExec": _command_words,
+    "qubes.VMExecGUI": _command_words,
+    "qubes.VMRootExec": _command_words,
+}
+"""Services that only start the program that the call names."""
+JOBS: dict[str, Callable[[str], int]] = {
     "qubes.GetDate": print_date,
     "qubes.Filecopy": receiving.receive_files,
     "qubes.OpenInVM": opening.serve_open,
@@ -71,13 +58,22 @@ SERVICES: dict[str, Callable[[str], int]] = {
 }
 
 
-def find_job(program: str, service: str) -> Job | None:
-    """The built-in that stands behind the program file, or None for an ordinary program."""
+def find_job(program: str, service: str) -> Job | Sequence[bytes] | None:
+    """The built-in that stands behind the program file (or the command line it stands for); None: just a program."""
     name, _, argument = service.partition("+")
-    serve = SERVICES.get(name)
-    if serve is None or not _is_our_archive(program):
+    if (name not in COMMANDS and name not in JOBS) or not _is_our_archive(program):
         return None
-    return functools.partial(serve, argument)
+    if name in COMMANDS:
+        return COMMANDS[name](argument)
+    return functools.partial(JOBS[name], argument)
+
+
+def run_service(name: str, argument: str) -> int:
+    """The service as a program of its own (called by hand, or by a service that wraps it)."""
+    if name in JOBS:
+        return JOBS[name](argument)
+    words = COMMANDS[name](argument)
+    os.execvp(words[0], list(words))
 
 
 def _is_our_archive(program: str) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import os
 import signal
-import termios
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 from cloison_agent.lookup import TROUBLE
 from cloison_agent.users import User
@@ -16,70 +18,122 @@ Job = Callable[[], int]
 """A built-in service: runs in the forked child as the user, returns the exit code."""
 
 _HIGHEST_FD = 1 << 16
+_OUR_SIGNALS = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGTERM, signal.SIGUSR1)
+"""Signals that Python or we handle in our own way; programs get them as usual."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What to run. ``job`` (our own code, no exec) or ``argv``."""
+    """What to run: ``argv`` (a name without slash is looked up in the environment's PATH), or ``job`` (no exec)."""
 
     user: User
     environment: Mapping[str, str]
-    argv: Sequence[str] = ()
+    argv: Sequence[str | bytes] = ()
     job: Job | None = None
-    as_root_first: Callable[[], None] | None = None
-    """Done in the child before it becomes the user."""
 
 
-def start_task(task: Task, stdin: int, stdout: int, stderr: int, *, terminal: bool = False) -> int:
-    """Fork; the child owns a new session, has the three descriptors and nothing else. Returns its pid at once."""
+def start_task(task: Task, stdin: int, stdout: int, stderr: int, *, terminal: str = "") -> int:
+    """Start it in a session of its own with these three descriptors and nothing else; returns its pid.
+
+    ``terminal``: path of the terminal that becomes the session's own (the descriptors are that terminal).
+    Raises OSError when a program cannot be started.
+    """
+    if task.job is not None:
+        return _fork_job(task, task.job, stdin, stdout, stderr)
+    with _acting_as(task.user):
+        program = _find_program(task.argv[0], task.environment.get("PATH", os.defpath))
+        actions: list[tuple[int, ...]] = [(os.POSIX_SPAWN_DUP2, fd, n) for n, fd in enumerate((stdin, stdout, stderr))]
+        if terminal:  # a session's leader gets the first terminal that it opens
+            opened = [(os.POSIX_SPAWN_OPEN, 0, terminal, os.O_RDWR, 0)]
+            actions = [*opened, (os.POSIX_SPAWN_DUP2, 0, 1), (os.POSIX_SPAWN_DUP2, 0, 2)]  # type: ignore[list-item]
+        try:
+            return _spawn(program, task.argv, task.environment, actions)
+        except OSError as error:
+            if error.errno != errno.ENOEXEC:
+                raise
+            return _spawn("/bin/sh", ["/bin/sh", program, *task.argv[1:]], task.environment, actions)
+
+
+def _spawn(
+    program: str | bytes, argv: Sequence[str | bytes], environment: Mapping[str, str], actions: Sequence[Any]
+) -> int:
+    """A vfork and an exec: nothing of our memory is copied, which under emulation is most of the cost of a fork."""
+    return os.posix_spawn(
+        program, list(argv), dict(environment), file_actions=actions, setsid=True, setsigdef=_OUR_SIGNALS
+    )
+
+
+@contextmanager
+def _acting_as(user: User) -> Iterator[None]:
+    """Be the user for the moment of a vfork; the program that is executed cannot come back (exec drops the saved ids).
+
+    While it lasts the user's other processes may send us signals, but cannot trace us (the saved ids are root's).
+    """
+    if os.getuid() != 0:
+        yield
+        return
+    own_groups = _own_groups()
+    os.setgroups(user.groups)
+    os.setresgid(user.gid, user.gid, 0)
+    os.setresuid(user.uid, user.uid, 0)
+    try:
+        _enter_home(user)
+        yield
+    finally:
+        os.setresuid(0, 0, 0)
+        os.setresgid(0, 0, 0)
+        os.setgroups(own_groups)
+
+
+@cache
+def _own_groups() -> list[int]:
+    return os.getgroups()
+
+
+def _enter_home(user: User) -> None:
+    try:
+        os.chdir(user.home)
+    except OSError:
+        os.chdir("/")
+
+
+def _find_program(name: str | bytes, path: str) -> str | bytes:
+    """As execvp would: a name with a slash is taken as it is."""
+    program = os.fsdecode(name)
+    if "/" in program:
+        return name
+    for directory in path.split(":"):
+        candidate = f"{directory or '.'}/{program}"
+        if os.access(candidate, os.X_OK) and not os.path.isdir(candidate):
+            return candidate
+    raise FileNotFoundError(errno.ENOENT, "command not found", program)
+
+
+def _fork_job(task: Task, job: Job, stdin: int, stdout: int, stderr: int) -> int:
     pid = os.fork()
     if pid:
         return pid
     code = TROUBLE
     try:
-        _become(task, stdin, stdout, stderr, terminal)
-        if task.job is not None:
-            os.closerange(3, _HIGHEST_FD)
-            code = task.job()
-        else:
-            os.execve(task.argv[0], list(task.argv), dict(task.environment))
-    except FileNotFoundError as error:
-        _complain(error)
-        code = 127 if error.filename == (task.argv[0] if task.argv else None) else TROUBLE
-    except BaseException as error:  # the border of a forked child: it must end here whatever happened
-        _complain(error)
-    os._exit(code)
-
-
-def _become(task: Task, stdin: int, stdout: int, stderr: int, terminal: bool) -> None:
-    os.setsid()
-    for number, fd in enumerate((stdin, stdout, stderr)):
-        os.dup2(fd, number)
-    if terminal:
-        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    if task.as_root_first is not None:
-        task.as_root_first()
-    user = task.user
-    if os.getuid() == 0:
-        os.setgroups(user.groups)
-        os.setresgid(user.gid, user.gid, user.gid)
-        os.setresuid(user.uid, user.uid, user.uid)
-    os.umask(0o022)
-    try:
-        os.chdir(user.home)
-    except OSError:
-        os.chdir("/")
-    if task.job is not None:
+        os.setsid()
+        for number, fd in enumerate((stdin, stdout, stderr)):
+            os.dup2(fd, number)
+        os.closerange(3, _HIGHEST_FD)
+        for number in _OUR_SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+        user = task.user
+        if os.getuid() == 0:
+            os.setgroups(user.groups)
+            os.setresgid(user.gid, user.gid, user.gid)
+            os.setresuid(user.uid, user.uid, user.uid)
+        _enter_home(user)
         os.environ.clear()
         os.environ.update(task.environment)
-
-
-def _complain(error: BaseException) -> None:
-    try:
-        os.write(2, f"{type(error).__name__}: {error}\n".encode("utf-8", "replace"))
-    except OSError:
-        return
+        code = job()
+    except BaseException as error:  # the border of a forked child: it must end here whatever happened
+        with suppress(OSError):
+            os.write(2, f"{type(error).__name__}: {error}\n".encode("utf-8", "replace"))
+    os._exit(code)
 
 
 def kill_session(pid: int, number: int) -> None:

@@ -27,9 +27,9 @@ def main() -> int:
         module, _, function = TOOLS[name].partition(":")
         return int(getattr(importlib.import_module(module), function)(sys.argv[1:]))
     if name.startswith("qubes."):
-        from cloison_agent.builtins import SERVICES
+        from cloison_agent.builtins import run_service
 
-        return SERVICES[name](sys.argv[1] if len(sys.argv) > 1 else "")
+        return run_service(name, sys.argv[1] if len(sys.argv) > 1 else "")
     if sys.argv[1:] == ["precompile"]:
         from cloison_agent.precompile import precompile
 
@@ -44,6 +44,7 @@ def serve() -> int:
     from cloison_agent.agent import Agent, listen
     from cloison_agent.control import VERBS
 
+    os.umask(0o022)
     agent = Agent(open_port(), listen(), VERBS)
     agent.announce_when_booted()
     gc.collect()

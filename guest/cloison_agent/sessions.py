@@ -94,7 +94,8 @@ class Source:
 class Sink:
     """Writes a session's stdin to a descriptor and returns credit as it goes."""
 
-    def __init__(self, loop: Loop, outlet: Outlet, session: int, fd: int, finish: Callable[[int], None]) -> None:
+    def __init__(self, loop: Loop, outlet: Outlet, session: int, fd: int, finish: Callable[[int], None] | None) -> None:
+        """``finish(fd)`` says end-of-file in another way than closing."""
         os.set_blocking(fd, False)
         self._loop, self._outlet, self._session, self._fd, self._finish = loop, outlet, session, fd, finish
         self._queue: deque[memoryview] = deque()
@@ -163,7 +164,10 @@ class Sink:
 
     def _end(self) -> None:
         if self.open:
-            self._finish(self._fd)
+            if self._finish is None:
+                self.close()
+            else:
+                self._finish(self._fd)
 
     def close(self) -> None:
         """Nothing more is written; what waits is dropped and its credit returned."""
@@ -199,16 +203,22 @@ class ProgramSession:
         self._loop.watch_exit(self._pid, self._exited)
 
     def _start_on_pipes(self, task: Task) -> None:
-        with contextlib.ExitStack() as childs_own:
-            our_in, child_in = socket.socketpair()
-            childs_own.enter_context(child_in)
-            our_out, child_out = socket.socketpair()
-            childs_own.enter_context(child_out)
-            our_err, child_err = os.pipe()
-            childs_own.callback(os.close, child_err)
-            self._pid = start_task(task, child_in.fileno(), child_out.fileno(), child_err)
-        self._sink = Sink(self._loop, self._outlet, self._session, our_in.detach(), _shut_writing)
-        self._add_source(Stream.STDOUT, our_out.detach())
+        """Pipes, not qrexec's socket pairs: bash takes a socket for rsh and reads ~/.bashrc, and /dev/stdin cannot be
+        opened."""
+        pipes: list[int] = []
+        try:
+            for _ in range(3):
+                pipes += os.pipe()
+            child_in, our_in, our_out, child_out, our_err, child_err = pipes
+            self._pid = start_task(task, child_in, child_out, child_err)
+        except OSError:
+            for fd in pipes:
+                os.close(fd)
+            raise
+        for fd in (child_in, child_out, child_err):
+            os.close(fd)
+        self._sink = Sink(self._loop, self._outlet, self._session, our_in, None)
+        self._add_source(Stream.STDOUT, our_out)
         self._add_source(Stream.STDERR, our_err)
 
     def _start_on_terminal(self, task: Task, tty: Tty) -> None:
@@ -217,7 +227,7 @@ class ProgramSession:
             _set_window_size(theirs, tty.rows, tty.cols)
             if os.getuid() == 0:
                 os.fchown(theirs, task.user.uid, -1)
-            self._pid = start_task(task, theirs, theirs, theirs, terminal=True)
+            self._pid = start_task(task, theirs, theirs, theirs, terminal=os.ttyname(theirs))
         finally:
             os.close(theirs)
         self._terminal = ours
