@@ -8,7 +8,7 @@ import pytest
 
 from cloison.admin.devices import parse_device, parse_pairs
 from cloison.admin.dispatch import METHODS
-from cloison.admin.methods import Need
+from cloison.admin.methods import Dest, Need
 from cloison.errors import ProtocolError
 
 
@@ -204,21 +204,15 @@ async def test_denied_interfaces_show_as_a_property(house):
 # -- the table -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
-async def test_arguments_and_payloads_are_there_or_not_as_the_row_says(house, method):
-    row = METHODS[method]
-    dest = "dom0" if row.dest.value == "dom0" else "work"
-    if row.dest.value == "dom0":
-        assert await house.error(method, "work", "x" * (row.arg is not Need.NONE)) == "ProtocolError"
-    if row.dest.value == "qube":
-        assert await house.error(method, "dom0", "x" * (row.arg is not Need.NONE)) == "ProtocolError"
-    payload = "x" * (row.payload is Need.REQUIRED)
-    arg = "x" * (row.arg is Need.REQUIRED)
-    if row.arg is Need.NONE:
-        assert await house.error(method, dest, "surplus", payload) == "ProtocolError"
-    if row.arg is Need.REQUIRED:
-        assert await house.error(method, dest, "", payload) == "ProtocolError"
-    if row.payload is Need.NONE:
-        assert await house.error(method, dest, arg, "surplus") == "ProtocolError"
-    if row.payload is Need.REQUIRED:
-        assert await house.error(method, dest, arg, "") == "ProtocolError"
+async def test_arguments_and_payloads_are_there_or_not_as_every_row_says(house):
+    for method, row in METHODS.items():
+        dest = "dom0" if row.dest is Dest.DOM0 else "work"
+        wrong_dest = {Dest.DOM0: "work", Dest.QUBE: "dom0"}.get(row.dest)
+        arg, payload = "x" * (row.arg is Need.REQUIRED), "x" * (row.payload is Need.REQUIRED)
+        breaches = [(wrong_dest, arg, payload)] if wrong_dest else []
+        if row.arg is not Need.OPTIONAL:
+            breaches.append((dest, "" if arg else "surplus", payload))
+        if row.payload is not Need.OPTIONAL:
+            breaches.append((dest, arg, "" if payload else "surplus"))
+        for breach in breaches:
+            assert await house.error(method, *breach) == "ProtocolError", (method, breach)
