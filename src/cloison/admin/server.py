@@ -86,7 +86,10 @@ class AdminServer:
                 await writer.wait_closed()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        request = parse_request(await asyncio.wait_for(_read_all(reader), REQUEST_TIMEOUT_S))
+        data = await asyncio.wait_for(_read_all(reader), REQUEST_TIMEOUT_S)
+        if not data:
+            return  # somebody only looked whether we are there
+        request = parse_request(data)
         parts = self._admin.stream(request.source, request.dest, request.method, request.arg, request.payload)
         following = None
         try:

@@ -14,7 +14,7 @@ from cloison.cli.session import Session
 from cloison.cli.table import human_bytes, human_seconds
 from cloison.client import calls
 from cloison.client.connection import Client
-from cloison.client.failures import DaemonUnreachable
+from cloison.client.failures import DaemonUnreachable, OutcomeUnknown
 from cloison.client.spawn import is_listening, start_daemon
 
 COMMAND = group("daemon", examples=(("cloison daemon status", "is it there, and where"),))(lambda: None)
@@ -60,7 +60,10 @@ def stop_daemon(session: Session, *, shutdown: bool, kill: bool) -> bool:
         states = {"Running", "Paused", "Transient", "Halting"}
         running = [r.name for r in session.do(calls.list_states()) if r.klass != "AdminVM" and r.state in states]
         shut_down_all(session, running, force=True, timeout_s=None, kill=kill)
-    session.do(calls.daemon_stop(kill_qubes=kill))
+    try:
+        session.do(calls.daemon_stop(kill_qubes=kill))
+    except OutcomeUnknown:
+        pass  # it may end before its answer is out; whether it did is seen below
     deadline = time.monotonic() + STOP_TIMEOUT_S
     while is_listening(session.layout.admin_socket):
         if time.monotonic() > deadline:

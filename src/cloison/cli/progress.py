@@ -19,6 +19,8 @@ from cloison.cli.table import human_seconds
 from cloison.client.framing import Event, printable
 
 OnEvent = Callable[[Event], None]
+PLAIN_STEP_S = 3.0
+"""In a log file, steps that pass faster than this are not all told."""
 PLAIN_INTERVAL_S = 15.0
 """In a log file, a step that lasts says how far it is this often."""
 
@@ -68,7 +70,8 @@ class _PlainLines:
     def on_event(self, event: Event) -> None:
         if event.name == "progress":
             step, now = _step(event.fields), time.monotonic()
-            if step != self._step or now - self._last >= PLAIN_INTERVAL_S:
+            waited = now - self._last
+            if (step != self._step and waited >= PLAIN_STEP_S) or waited >= PLAIN_INTERVAL_S or not self._step:
                 self._step, self._last = step, now
                 click.echo(
                     f"  [{human_seconds(now - self._started)}] {step} {_percent(event.fields)}".rstrip(), err=True

@@ -41,7 +41,7 @@ def build_template(session: Session, name: str, distribution: str | None, suite:
                    force: bool) -> None:  # fmt: skip
     """Build a template from a distribution's packages and commit it.
 
-    If NAME exists, the result becomes its new revision. Interrupted builds leave nothing behind.
+    Interrupted builds leave nothing behind. The first template becomes the default_template of the system.
     """
     include = [word for item in packages for word in item.replace(",", " ").split()]
     wishes = {"distribution": distribution, "suite": suite, "include": include, "size_bytes": size, "mirror": mirror,
@@ -49,6 +49,9 @@ def build_template(session: Session, name: str, distribution: str | None, suite:
     options = {key: value for key, value in wishes.items() if value}
     built = session.carry_out(calls.template_build(name, options), f"building {name}") or {}
     session.say(f"{session.palette.bold(name)} has revision {built.get('revision', '?')}")
+    if not session.do(calls.property_get(None, "default_template")).value:
+        session.do(calls.property_set(None, "default_template", name))
+        session.say(f"new qubes are based on {name} from now on (system-prefs default_template)")
 
 
 @subcommand(COMMAND, "commit", examples=(("cloison template commit debian-13", "shut it down and commit"),))

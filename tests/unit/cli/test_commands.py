@@ -220,7 +220,10 @@ def test_a_guess_is_offered(cloison: Run) -> None:
         (("notes", "--set", "hello", "work"), ["admin.vm.notes.Set work hello"]),
         (
             ("template", "build", "--include", "a,b", "--include", "c", "--size", "2G", "t"),
-            ['cloison.template.Build+t dom0 {"include":["a","b","c"],"size_bytes":2147483648}'],
+            [
+                'cloison.template.Build+t dom0 {"include":["a","b","c"],"size_bytes":2147483648}',
+                "admin.property.Get+default_template dom0",
+            ],
         ),
     ],
 )
@@ -345,6 +348,13 @@ def test_long_work_is_told_in_plain_lines_and_not_at_all_with_q(cloison: Run, da
     assert "done in" in told
     assert cloison("template", "build", "-q", "t").err == ""
     assert cloison("-q", "template", "build", "t").err == ""
+
+
+def test_the_first_template_becomes_the_default(cloison: Run, daemon: Any) -> None:
+    daemon.properties[""]["default_template"] = ("vm", "", True)
+    daemon.answers("cloison.template.Build", daemon.ok({"name": "t", "revision": "r1"}))
+    cloison("-q", "template", "build", "t")
+    assert daemon.calls()[-1] == "admin.property.Set+default_template dom0 t"
 
 
 def test_events_are_shown_until_the_last_one(cloison: Run, daemon: Any) -> None:
