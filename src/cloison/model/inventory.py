@@ -7,7 +7,7 @@ store makes a new one, so holding one for the length of a decision is safe and a
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -19,6 +19,9 @@ from cloison.model.properties import GLOBAL_PROPERTIES, QUBE_PROPERTIES, Propert
 from cloison.model.qube import Host, Pool, Qube, Run
 from cloison.model.values import PropertyType, Value
 from cloison.model.volumes import Volume, VolumeKind
+
+OF_RUNS = ("xid", "start_time")
+"""The properties whose values follow from what runs."""
 
 
 class Resolved(NamedTuple):
@@ -46,6 +49,11 @@ class Inventory:
     runs: Mapping[QubeName, Run]
     host: Host
     _memo: dict[tuple[str, str], Resolved] = field(default_factory=dict, repr=False, compare=False)
+
+    def with_runs(self, runs: Mapping[QubeName, Run]) -> Inventory:
+        """The same system with other machines running: nothing else follows from that, so answers are kept."""
+        memo = {key: found for key, found in self._memo.items() if key[1] not in OF_RUNS}
+        return replace(self, runs=runs, _memo=memo)
 
     # -- finding ---------------------------------------------------------------------------------------------------
 

@@ -192,3 +192,15 @@ def test_names_with_quotes_cannot_break_statements(furnished):
     with furnished.transaction() as records:
         records.set_feature("work", "a", "'; DROP TABLE qubes; --")
     assert furnished.inventory.qube("work").features["a"] == "'; DROP TABLE qubes; --"
+
+
+def test_a_start_or_stop_changes_nothing_but_what_follows_from_it(furnished):
+    before = furnished.inventory
+    assert (before.value("work", "memory"), before.value("work", "xid")) == (400, -1)
+    with furnished.transaction(durable=False) as records:
+        records.set_run("work", {"pid": 1})
+    after = furnished.inventory
+    assert after.qubes is before.qubes and after.value("work", "xid") == 2 and before.value("work", "xid") == -1
+    with furnished.transaction(durable=False) as records:
+        records.delete_run("work")
+    assert furnished.inventory.value("work", "xid") == -1

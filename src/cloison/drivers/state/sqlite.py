@@ -13,7 +13,7 @@ import json
 import os
 import sqlite3
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from cloison.model.classes import Klass
 from cloison.model.inventory import Inventory
 from cloison.model.labels import DEFAULT_LABELS
 from cloison.model.names import DOM0, QubeName
-from cloison.model.qube import Host, Qube
+from cloison.model.qube import Host
 
 DOM0_UUID = str(uuid.UUID(int=0))
 _FULL = ("disk is full", "disk full")
@@ -111,10 +111,12 @@ class Store:
         if before is None or change.touched_all:
             self._inventory = None
             return
-        qubes: Mapping[QubeName, Qube] = before.qubes
-        if change.touched:
-            fresh = read_qubes(self._connection, change.touched)
-            qubes = {name: qube for name, qube in before.qubes.items() if qube.qid not in change.touched} | fresh
+        if not change.touched:
+            if change.touched_runs:
+                self._inventory = before.with_runs(read_runs(self._connection))
+            return
+        fresh = read_qubes(self._connection, change.touched)
+        qubes = {name: qube for name, qube in before.qubes.items() if qube.qid not in change.touched} | fresh
         runs = read_runs(self._connection) if change.touched_runs else before.runs
         self._inventory = dataclasses.replace(before, qubes=qubes, runs=runs, _memo={})
 

@@ -28,21 +28,22 @@ class SqliteTransaction:
         self.touched_all = False
 
     def _qid(self, name: str) -> int:
+        """The number of a qube that is about to be changed."""
+        qid = self._find_qid(name)
+        self.touched.add(qid)
+        return qid
+
+    def _find_qid(self, name: str) -> int:
         row = self._run("SELECT qid FROM qubes WHERE name = ?", (name,)).fetchone()
         if row is None:
             raise QubeNotFound(name)
-        qid = int(row[0])
-        self.touched.add(qid)
-        return qid
+        return int(row[0])
 
     def _stored(self, prop: Property, value: Value) -> tuple[str | None, int | None]:
         if value is None:
             return None, None
         if prop.type is PropertyType.VM:
-            row = self._run("SELECT qid FROM qubes WHERE name = ?", (value,)).fetchone()
-            if row is None:
-                raise QubeNotFound(str(value))
-            return None, int(row[0])
+            return None, self._find_qid(str(value))
         return str(value), None
 
     def add_qube(self, name: QubeName, *, qid: int, uuid: str, klass: Klass, label: str) -> None:
@@ -131,16 +132,14 @@ class SqliteTransaction:
         self._run("DELETE FROM volumes WHERE qid = ? AND name = ?", (self._qid(name), volume))
 
     def put_assignment(self, name: QubeName, assignment: Assignment) -> None:
-        backend = self._run("SELECT qid FROM qubes WHERE name = ?", (assignment.backend,)).fetchone()
-        if backend is None:
-            raise QubeNotFound(assignment.backend)
+        backend = self._find_qid(assignment.backend)
         self._run(
             "INSERT OR REPLACE INTO assignments (qid, devclass, backend, port, device_id, mode, options)"
             " VALUES (?, ?, ?, ?, ?, ?, ?)",
             (
                 self._qid(name),
                 assignment.devclass,
-                backend[0],
+                backend,
                 assignment.port,
                 assignment.device_id,
                 assignment.mode,
@@ -180,7 +179,12 @@ class SqliteTransaction:
         self._run(
             "INSERT INTO runs (qid, record, started_at) VALUES (?, ?, ?)"
             " ON CONFLICT DO UPDATE SET record = excluded.record, started_at = coalesce(?, started_at)",
-            (self._qid(name), json.dumps(dict(record)), time.time() if started_at is None else started_at, started_at),
+            (
+                self._find_qid(name),
+                json.dumps(dict(record)),
+                time.time() if started_at is None else started_at,
+                started_at,
+            ),
         )
         self.touched_runs = True
 
