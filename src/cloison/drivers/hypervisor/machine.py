@@ -108,7 +108,7 @@ class QemuMachine:
             raise BackendFailed(f"QEMU of {self.name} did not answer within {CONNECT_TIMEOUT_S:.0f} s") from None
         except (OSError, EOFError, QMPError) as error:
             await self.kill()
-            said = self._errors.decode(errors="replace").strip() or str(error)
+            said = "; ".join(self._errors.decode(errors="replace").split("\n")).strip("; ") or str(error)
             raise BackendFailed(f"QEMU of {self.name} ended at its start: {said}") from error
         except BaseException:
             await self.kill()

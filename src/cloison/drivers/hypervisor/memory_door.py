@@ -26,6 +26,7 @@ from cloison.errors import BackendFailed
 OPEN_TIMEOUT_S = 30.0
 """QEMU opens its memory some 30 ms after its start; a host that swaps takes longer."""
 MAX_PATH = 256
+FD_HINT = f"a process needs more than {GUEST_MEMORY_FD} descriptors (`ulimit -n`)"
 
 _SYS_SECCOMP, _SET_MODE_FILTER, _NEW_LISTENER = 317, 1, 1 << 3
 _PR_SET_NO_NEW_PRIVS = 38
@@ -101,7 +102,10 @@ class MemoryDoor:
             if _read_path(pid, path_address) == self._path:
                 flags = _SET_NUMBER | _AND_ANSWER
                 addition = _ADDITION.pack(identity, flags, self._memory_fd, GUEST_MEMORY_FD, os.O_CLOEXEC)
-                fcntl.ioctl(listener, _ADD_FD, addition)
+                try:
+                    fcntl.ioctl(listener, _ADD_FD, addition)
+                except OSError as error:
+                    raise BackendFailed(f"cannot give QEMU its memory: {error.strerror}", hint=FD_HINT) from error
                 return True
             fcntl.ioctl(listener, _SEND, bytearray(_ANSWER.pack(identity, 0, 0, _CONTINUE)))
         return False
