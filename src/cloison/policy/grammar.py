@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import lru_cache, partial
 
 from cloison.policy.errors import PolicyError
 from cloison.policy.rules import (
@@ -58,6 +58,7 @@ def is_argument(untrusted_text: str) -> bool:
     return _ARGUMENT.fullmatch(untrusted_text) is not None
 
 
+@lru_cache(maxsize=4096)
 def parse_pattern(untrusted_service: str, untrusted_argument: str) -> ServicePattern:
     """The first two columns; ValueError says what is wrong with them."""
     if untrusted_service != ANY and not is_service_name(untrusted_service):

@@ -28,8 +28,7 @@ class Action(Enum):
     DENY = "deny"
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(NamedTuple):
     """One line: who (source) may call what (service, argument) on whom (target), and how (action and parameters).
 
     ``service`` and ``argument`` are "*" or exact; an exact argument starts with "+". ``user`` None means the default

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 
 DOM0 = "dom0"
 DOM0_SPELLINGS = frozenset({DOM0, "@adminvm", "uuid:00000000-0000-0000-0000-000000000000"})
@@ -86,6 +87,7 @@ class Token:
         return self.text
 
 
+@lru_cache(maxsize=4096)  # the same few words stand in thousands of rules
 def parse_token(untrusted_word: str, column: Column) -> Token:
     """The word as a token of that column; TokenError if it is none or may not stand there.
 
