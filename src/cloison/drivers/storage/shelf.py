@@ -114,8 +114,7 @@ class Shelf:
         """The secret goes first: from then on the image is noise."""
         record = self.layers / f"{layer_id}.json"
         with contextlib.suppress(FileNotFoundError):
-            _overwrite(record)
-            record.unlink()
+            _destroy(record.replace(record.with_suffix(".dead")))
         self.image(layer_id).unlink(missing_ok=True)
 
     def adopt_image(self, source: Path, layer_id: str) -> None:
@@ -139,8 +138,9 @@ class Shelf:
     def sweep(self, layers: dict[str, Layer], volumes: dict[str, VolumeRecord]) -> None:
         """Remove files that no record mentions (rests of interrupted changes)."""
         for path in self.layers.iterdir():
-            known = path.suffix in (".img", ".json") and path.stem in layers
-            if not known:
+            if path.suffix == ".dead":
+                _destroy(path)
+            elif path.suffix not in (".img", ".json") or path.stem not in layers:
                 path.unlink(missing_ok=True)
         for path in self.volumes.iterdir():
             if path.suffix != ".json":
@@ -216,13 +216,15 @@ def _write_all(descriptor: int, data: bytes) -> None:
         view = view[os.write(descriptor, view) :]
 
 
-def _overwrite(path: Path) -> None:
+def _destroy(path: Path) -> None:
+    """Overwrite a small file before it is unlinked."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
         _write_all(descriptor, b"\0" * os.fstat(descriptor).st_size)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+    path.unlink()
 
 
 _FICLONE = 0x40049409
