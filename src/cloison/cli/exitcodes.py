@@ -54,7 +54,7 @@ def exit_code_for(error: CloisonError) -> ExitCode:
             return ExitCode.UNKNOWN
         case NotFound():
             return ExitCode.NOT_FOUND
-        case QubesVMError():
+        case QubesVMError() if type(error) is not QubesVMError:  # the bare name also tells of things that broke
             return ExitCode.NOT_NOW
         case _:
             return ExitCode.FAILED

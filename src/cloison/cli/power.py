@@ -92,8 +92,25 @@ def at_once(session: Session, names: Sequence[str], act: Callable[[str], object]
     if len(names) <= 1:
         session.each(names, act)
         return
-    from concurrent.futures import ThreadPoolExecutor
+    from threading import BoundedSemaphore, Thread
 
-    with ThreadPoolExecutor(max_workers=min(len(names), MAX_AT_ONCE)) as pool:
-        running = {name: pool.submit(act, name) for name in names}
-        session.each(names, lambda name: running[name].result())
+    turns = BoundedSemaphore(MAX_AT_ONCE)
+    failures: dict[str, BaseException] = {}
+
+    def one(name: str) -> None:
+        with turns:
+            try:
+                act(name)
+            except BaseException as error:  # border: carried over to the main thread
+                failures[name] = error
+
+    threads = {name: Thread(target=one, args=(name,), daemon=True) for name in names}
+    for thread in threads.values():
+        thread.start()
+
+    def result(name: str) -> None:
+        threads[name].join()
+        if name in failures:
+            raise failures[name]
+
+    session.each(names, result)
