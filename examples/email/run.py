@@ -180,7 +180,7 @@ def prove(scenario: Scenario) -> None:
     scenario.in_work("touch /run/scenario-start", user="root")
     wait_for_no_disposable(scenario)
     before = scenario.files()
-    kept = sorted(path for path in before if is_kept(scenario, path))
+    kept = kept_files(scenario, before)
     kept_digest = digest_of(kept)
     started = time.time()
 
@@ -202,14 +202,27 @@ def prove(scenario: Scenario) -> None:
     scenario.claim(f"{QUBE}'s root is as new after a restart, its home is kept", lambda: check_restart(scenario))
 
 
-def is_kept(scenario: Scenario, path: Path) -> bool:
-    """A disk image or frozen state that nothing may change now: all but those of ``work``, which runs."""
+def kept_files(scenario: Scenario, files: dict[Path, os.stat_result]) -> list[Path]:
+    """Disk images and frozen states that nothing may change now: all but those that a running qube may write."""
     places = (scenario.layout.pools, scenario.layout.images, scenario.layout.forkpoints)
-    return any(path.is_relative_to(place) for place in places) and not belongs_to_work(path)
+    written = open_for_writing()
+    return sorted(path for path in files if path not in written and any(path.is_relative_to(place) for place in places))
 
 
-def belongs_to_work(path: Path) -> bool:
-    return any(part == QUBE or part.startswith((f"{QUBE}-", f"{QUBE}.")) for part in path.parts)
+def open_for_writing() -> set[Path]:
+    """The files that any process of this user has open for writing, as the kernel tells."""
+    found = set()
+    for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
+        try:
+            target = os.readlink(descriptor)
+            flags = re.search(
+                r"^flags:\s+([0-7]+)", (descriptor.parents[1] / "fdinfo" / descriptor.name).read_text(), re.M
+            )
+        except OSError:
+            continue
+        if flags and int(flags[1], 8) & os.O_ACCMODE != os.O_RDONLY:
+            found.add(Path(target))
+    return found
 
 
 def wait_for_no_disposable(scenario: Scenario) -> bool:
