@@ -43,6 +43,7 @@ from cloison.qrexec.ports import (
     Limits,
     PolicyDoor,
     ServiceCall,
+    TargetLink,
     Targets,
     refuse_all,
 )
@@ -328,7 +329,7 @@ class Broker:
     @contextlib.asynccontextmanager
     async def _prepared(
         self, running: _Running, verdict: Allow, source: QubeName
-    ) -> AsyncIterator[tuple[CallLink | None, ServiceCall | None]]:
+    ) -> AsyncIterator[tuple[TargetLink | None, ServiceCall | None]]:
         """Make the target exist: its link, or for dom0 what dom0's service is told. Releases disposables after."""
         running.view = replace(running.view, state=CallState.PREPARING)
         disposable: QubeName | None = None
@@ -351,7 +352,7 @@ class Broker:
             if disposable is not None:
                 self._targets.release_disposable(disposable)
 
-    async def _carry(self, running: _Running, target: CallLink | None, leg: socket.socket, request: Open,
+    async def _carry(self, running: _Running, target: TargetLink | None, leg: socket.socket, request: Open,
                      info: ServiceCall | None) -> None:  # fmt: skip
         """Join the target to the leg and stay until the call is over."""
         running.view = replace(running.view, state=CallState.RUNNING)
@@ -359,10 +360,10 @@ class Broker:
             assert info is not None
             closing = await self._dom0.serve(info, leg)
         else:
-            handle, closed = target.open_call(request, leg, may_signal=running.view.source == DOM0)
-            running.ends.append((target, handle))
+            opened = target.open_call(request, leg, may_signal=running.view.source == DOM0)
+            running.ends.append((opened.link, opened.handle))
             try:
-                closing = await closed
+                closing = await opened.closed
             except asyncio.CancelledError:
                 for link, number in running.ends:
                     link.end_call(number, "the call was ended")

@@ -69,7 +69,7 @@ class RelayConnector:
         return RelayLink(qube, socket_path, self, relay)
 
     async def connect_again(self, qube: QubeName, socket_path: Path) -> RelayProcess:
-        """Another relay for a machine that had one. Raises OSError if the machine is gone, BackendFailed, TimeoutError."""
+        """Another relay for a machine that had one. OSError: the machine is gone; else BackendFailed, TimeoutError."""
         relay = await self._start(qube, await _connect(socket_path), resync=True)
         try:
             async with asyncio.timeout(RETURN_TIMEOUT_S):

@@ -18,17 +18,31 @@ from cloison.wire.messages import Open
 
 
 class CallLink(Protocol):
-    """A running qube's relay (RelayLink)."""
+    """One relay process (RelayProcess): the end of calls that it carries, by their handles."""
 
     @property
     def qube(self) -> QubeName: ...
-    def open_call(
-        self, request: Open, leg: socket.socket, *, may_signal: bool
-    ) -> tuple[int, asyncio.Future[Closing]]: ...
     def accept(self, handle: int, leg: socket.socket) -> asyncio.Future[Closing]: ...
     def refuse(self, handle: int) -> None: ...
     def end_call(self, handle: int, reason: str) -> None: ...
     async def traffic(self) -> Mapping[int, tuple[int, int, int]]: ...
+
+
+class OpenedCall(Protocol):
+    """A call that a target was told to serve; ``closed`` ends with it."""
+
+    @property
+    def link(self) -> CallLink: ...
+    @property
+    def handle(self) -> int: ...
+    @property
+    def closed(self) -> asyncio.Future[Closing]: ...
+
+
+class TargetLink(Protocol):
+    """A running qube that can be called (RelayLink)."""
+
+    def open_call(self, request: Open, leg: socket.socket, *, may_signal: bool) -> OpenedCall: ...
 
 
 class Targets(Protocol):
@@ -50,7 +64,7 @@ class Targets(Protocol):
         """The call is over. Returns at once; the clean-up is the engine's and survives a crash."""
         ...
 
-    def link(self, name: QubeName) -> CallLink:
+    def link(self, name: QubeName) -> TargetLink:
         """The relay of a running qube; QubeNotRunning if it has none."""
         ...
 

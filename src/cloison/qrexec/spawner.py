@@ -42,6 +42,7 @@ class Spawner:
         """Start the fork server unless it runs; raises BackendFailed."""
         async with self._lock:
             if self.pid is None:
+                await self._stop()
                 await self._start()
 
     async def spawn(self, name: str, channel: socket.socket, *, resync: bool) -> socket.socket:
@@ -56,23 +57,35 @@ class Spawner:
             ours.setblocking(False)
             channel.setblocking(False)
             order = json.dumps({"name": name, "resync": resync}).encode()
-            for attempt in (1, 2):
-                await self.start()
-                assert self._requests is not None
-                try:
-                    socket.send_fds(self._requests, [order], [channel.fileno(), theirs.fileno()])
-                except OSError as error:
-                    log.warning("the qrexec fork server is gone (%s); starting it again", error)
-                    await self.close()
-                    if attempt == 2:
-                        ours.close()
-                        raise BackendFailed(f"cannot start a qrexec relay for {name}: {error}") from error
-                else:
-                    break
-            return ours
+            try:
+                await self._send(order, [channel.fileno(), theirs.fileno()])
+            except BaseException:
+                ours.close()
+                raise
+        return ours
 
     async def close(self) -> None:
         """End the fork server and with it every relay. Idempotent."""
+        async with self._lock:
+            await self._stop()
+
+    async def _send(self, order: bytes, fds: list[int]) -> None:
+        async with self._lock:
+            for attempt in (1, 2):
+                if self.pid is None or self._requests is None:
+                    await self._stop()
+                    await self._start()
+                assert self._requests is not None
+                try:
+                    socket.send_fds(self._requests, [order], fds)
+                    return
+                except OSError as error:
+                    log.warning("the qrexec fork server is gone (%s)", error)
+                    await self._stop()
+                    if attempt == 2:
+                        raise BackendFailed(f"cannot start a qrexec relay: {error}") from error
+
+    async def _stop(self) -> None:
         if self._requests is not None:
             self._requests.close()
             self._requests = None
@@ -88,30 +101,32 @@ class Spawner:
     async def _start(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
-        with theirs:
-            self._server = await asyncio.create_subprocess_exec(
-                *find_jail(theirs.fileno()),
-                pass_fds=[theirs.fileno()],
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.DEVNULL,
-                stderr=asyncio.subprocess.PIPE,
-            )
-        assert self._server.stderr is not None
+        greeting = b""
         try:
-            async with asyncio.timeout(START_TIMEOUT_S):
-                greeting = await asyncio.get_running_loop().sock_recv(ours, 16)
-        except (TimeoutError, OSError):
-            greeting = b""
-        if greeting != b"ready":
+            with theirs:
+                self._server = await asyncio.create_subprocess_exec(
+                    *find_jail(theirs.fileno()),
+                    pass_fds=[theirs.fileno()],
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=asyncio.subprocess.DEVNULL,
+                    stderr=asyncio.subprocess.PIPE,
+                )
+            with contextlib.suppress(TimeoutError, OSError):
+                async with asyncio.timeout(START_TIMEOUT_S):
+                    greeting = await asyncio.get_running_loop().sock_recv(ours, 16)
+            assert self._server.stderr is not None
+            if greeting != b"ready":
+                with contextlib.suppress(ProcessLookupError):
+                    self._server.kill()
+                said = (await self._server.stderr.read()).decode("utf-8", "replace").strip().splitlines()
+                raise BackendFailed(
+                    f"cannot start the qrexec jail: {said[-1] if said else 'no answer'}",
+                    hint="`cloison doctor` checks bubblewrap and user namespaces",
+                )
+        except BaseException:
             ours.close()
-            with contextlib.suppress(ProcessLookupError):
-                self._server.kill()
-            said = (await self._server.stderr.read()).decode("utf-8", "replace").strip().splitlines()
-            await self._server.wait()
-            raise BackendFailed(
-                f"cannot start the qrexec jail: {said[-1] if said else 'no answer'}",
-                hint="`cloison doctor` checks bubblewrap and user namespaces",
-            )
+            await self._stop()
+            raise
         self._requests = ours
         self._listener = asyncio.create_task(_log_lines(self._server.stderr), name="qrexec fork server's errors")
 

@@ -50,6 +50,7 @@ class Qubes:
         self.halted.discard(name)
         link = await self.connector.connect(QubeName(name), agent.path, ready_timeout_s=20)
         self.links[name] = link
+        link.first = link._relay
         return agent
 
     async def stop(self, name: str) -> None:

@@ -259,31 +259,46 @@ async def test_the_caller_hears_that_the_target_died(house):
         await call.result()
 
 
-async def test_killing_a_relay_ends_its_calls_and_no_others(house):
+async def test_killing_a_relay_ends_its_calls_and_no_others_and_another_takes_over(house):
     async def wait(session: FakeSession) -> None:
         await session.read_all(Stream.STDIN)
         await session.exit(0)
 
     caller = await house.qubes.start("work")
-    await house.qubes.start("vault", **{"test.Wait+": wait})
+    agent = await house.qubes.start("vault", **{"test.Wait+": wait})
     await house.qubes.start("other", **{"test.Wait+": wait})
     doomed = await caller.call("vault", "test.Wait")
     safe = await caller.call("other", "test.Wait")
-    os.kill(house.qubes.links["vault"].pid, signal.SIGKILL)
+    link = house.qubes.links["vault"]
+    pid = link.pid
+    os.kill(pid, signal.SIGKILL)
     with pytest.raises(Ended):
         await doomed.result()
-    await house.qubes.links["vault"].wait_closed()
     await safe.write(Stream.STDIN, b"", end=True)
     assert (await safe.result())[0] == 0
+    await house.until(lambda: link.is_up and link.pid != pid)
+    assert (await link.run_service("test.Echo+", stdin=b"back", timeout_s=5)).stdout == b"back"
+    again = await agent.call("other", "test.Echo")
+    await again.write(Stream.STDIN, b"mine too", end=True)
+    assert (await again.result())[1] == b"mine too"
+
+
+async def test_a_link_ends_with_its_machine(house):
+    agent = await house.qubes.start("work")
+    await agent.__aexit__()
+    async with asyncio.timeout(5):
+        await house.qubes.links["work"].wait_closed()
+    with pytest.raises(BackendFailed, match="out of reach"):
+        await house.qubes.links["work"].control("configure", {}, timeout_s=1)
 
 
 async def test_a_killed_fork_server_is_started_again(house):
     await house.qubes.start("work")
+    link = house.qubes.links["work"]
+    pid = link.pid
     os.kill(house.spawner.pid, signal.SIGKILL)
-    await house.qubes.links["work"].wait_closed()
-    await house.qubes.stop("work")
-    await house.qubes.start("work")
-    assert (await house.qubes.links["work"].run_service("test.Echo+", stdin=b"x", timeout_s=5)).stdout == b"x"
+    await house.until(lambda: link.is_up and link.pid != pid)
+    assert (await link.run_service("test.Echo+", stdin=b"x", timeout_s=5)).stdout == b"x"
 
 
 async def test_a_new_relay_finds_the_thread_again_after_half_frames(house):
