@@ -63,6 +63,11 @@ class Layout:
         return self.runtime / "policy.d"
 
     @property
+    def legacy_policy(self) -> Path:
+        """Old-syntax policy files, one per service, for policies that say ``!compat-4.0``."""
+        return self.config / "rpc-policy"
+
+    @property
     def services(self) -> Path:
         """Executables that serve calls to dom0."""
         return self.config / "rpc"

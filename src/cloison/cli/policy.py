@@ -52,7 +52,8 @@ class Directories:
         if policy is not None:
             return cls(policy, runtime, legacy)
         of_system = session.layout.runtime_policy
-        return cls(session.layout.policy, runtime or (of_system if of_system.is_dir() else None), legacy)
+        runtime = runtime or (of_system if of_system.is_dir() else None)
+        return cls(session.layout.policy, runtime, legacy or session.layout.legacy_policy)
 
     def load(self) -> PolicySet:
         from cloison.policy.loader import load_policy

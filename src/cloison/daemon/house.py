@@ -93,7 +93,7 @@ async def serve(layout: Layout) -> None:
 async def built(layout: Layout) -> AsyncIterator[House]:
     """Everything but the sockets: state opened, qubes of an earlier daemon found again."""
     install_defaults(layout.policy)
-    policy = PolicySource(layout.policy, layout.runtime_policy)
+    policy = PolicySource(layout.policy, layout.runtime_policy, legacy=layout.legacy_policy)
     async with AsyncExitStack() as stack:
         store = Store.open(layout.database)
         stack.callback(store.close)

@@ -57,7 +57,7 @@ def find_policy(ground: Ground) -> Finding:
         return Finding(Status.OK, "none yet; the daemon's first start writes the default rules")
     runtime = layout.runtime_policy if layout.runtime_policy.is_dir() else None
     try:
-        rules = load_policy(layout.policy, runtime).rules
+        rules = load_policy(layout.policy, runtime, legacy=layout.legacy_policy).rules
     except PolicyError as error:
         return Finding(
             Status.FAILED, f"every call is denied, the policy is broken: {error.message}", "mend the line named here"
