@@ -84,6 +84,7 @@ async def serve(layout: Layout) -> None:
             stack.push_async_callback(server.close)
             log.info("serving %s", layout.admin_socket)
             house.system.own(_autostart(house), "autostart")
+            house.system.own(house.templates.resume(), "fork points left over")
             kill_qubes = await house.stopping
         if kill_qubes:
             await _kill_all(house.system)
@@ -117,7 +118,7 @@ async def built(layout: Layout) -> AsyncIterator[House]:
         system = System(ground, books, on_committed=lambda name: committed[0].committed(name))
         stack.push_async_callback(system.close)
         books.volumes = Volumes(ledger, system, {"qcow2": PoolDriver(pools.open, ("dir_path",))})
-        books.qubes = Qubes(ledger, system, books.volumes)
+        books.qubes = Qubes(ledger, system, books.volumes, kept=(kernels,))
         templates = Templates(system, ledger, books.qubes, functools.partial(build_for_engine, layout.cache))
         committed.append(templates)
 

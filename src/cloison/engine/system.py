@@ -206,6 +206,8 @@ class System:
         """End the qube now; returns when it is cleaned up."""
         seat, live = self._standing(name)
         seat.wanted_down = True
+        if live.link is not None:
+            await live.link.close()
         await live.machine.kill()
         assert seat.watcher is not None
         await asyncio.wait({seat.watcher})

@@ -183,6 +183,20 @@ class Templates:
                 except CloisonError as error:
                     log.error("the root of %s cannot be read: %s", qube.name, error)
 
+    async def resume(self) -> None:
+        """Take up the making of fork points that an earlier daemon did not finish (templates with qubes only)."""
+        inventory = self._ledger.inventory
+        for qube in inventory:
+            if (
+                qube.klass is Klass.TEMPLATE
+                and inventory.children(qube.name)
+                and not self._system.is_running(qube.name)
+            ):
+                try:
+                    await self.make_forkpoint(qube.name)
+                except CloisonError as error:
+                    log.warning("%s has no fork point: %s", qube.name, error)
+
     def is_outdated(self, name: QubeName) -> bool:
         """Whether a running qube started from an older root revision than its template has now."""
         live = self._system.find_live(name)
