@@ -83,13 +83,14 @@ class Kernels:
         except FileNotFoundError:
             return None
 
-    def forget_template(self, template: str) -> None:
-        """The template is gone; its kernel goes too unless another template has the same one."""
+    def share(self, template: str, new: str) -> None:
+        """What is known of ``template`` is known of ``new`` too (a clone, or its next name)."""
+        if (kernel := self.of_template(template)) is not None:
+            self.assign(new, kernel)
+
+    def forget(self, template: str) -> None:
+        """The qube is gone. Its kernel stays: others may boot it, and it is small."""
         (self._directory / ".of" / template).unlink(missing_ok=True)
-        used = {path.read_text() for path in (self._directory / ".of").glob("[!.]*")}
-        for name in self.names():
-            if name not in used:
-                self.remove(name)
 
     def names(self) -> list[str]:
         """All kernel names, sorted."""

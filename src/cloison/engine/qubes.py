@@ -12,9 +12,10 @@ import random
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from cloison.drivers.state.base import Transaction
 from cloison.drivers.storage import base as storage
@@ -64,10 +65,23 @@ class Wish:
     durable: bool = True
 
 
+class Kept(Protocol):
+    """Things that are kept outside the records under a qube's name. Both verbs are idempotent."""
+
+    def share(self, name: str, new: str) -> None:
+        """What is kept for ``name`` is kept for ``new`` too."""
+        ...
+
+    def forget(self, name: str) -> None: ...
+
+
 class Qubes:
-    def __init__(self, ledger: Ledger, seats: Seats, volumes: Volumes, *, clock: Callable[[], float] = time.time,
-                 chance: random.Random | None = None) -> None:  # fmt: skip
+    """``kept``: what must follow when qubes are cloned, renamed or removed."""
+
+    def __init__(self, ledger: Ledger, seats: Seats, volumes: Volumes, *, kept: Sequence[Kept] = (),
+                 clock: Callable[[], float] = time.time, chance: random.Random | None = None) -> None:  # fmt: skip
         self._ledger = ledger
+        self._kept = tuple(kept)
         self._seats = seats
         self._volumes = volumes
         self._clock = clock
@@ -289,7 +303,22 @@ class Qubes:
             makers={v.name: _cloning(v.vid) for v in kept.values()},
             source=source,
         )
-        return await self.create(wish)
+        if inventory.find(new) is not None or new in self._coming:
+            raise QubeExists(f"a qube named {new} exists")
+        self._share(name, new)
+        try:
+            return await self.create(wish)
+        except BaseException:
+            self._forget_kept(new)
+            raise
+
+    def _share(self, name: QubeName, new: QubeName) -> None:
+        for holder in self._kept:
+            holder.share(name, new)
+
+    def _forget_kept(self, name: QubeName) -> None:
+        for holder in self._kept:
+            holder.forget(name)
 
     # -- renaming and removing -------------------------------------------------------------------------------------
 
@@ -303,9 +332,11 @@ class Qubes:
             raise QubeExists(f"a qube named {new} exists")
         self._refuse_rpm(inventory, name)
         async with self._seats.halted(name):
+            self._share(name, new)
             with self._ledger.change() as records:
                 records.rename_qube(name, new)
-                _rename_in_tags(records, inventory, name, new)
+                _rename_in_tags(records, self._ledger.inventory, name, new)
+            self._forget_kept(name)
         self._ledger.tell(e.QubeRemovalRequested(name), e.QubeRemoved(name), e.QubeAdded(new), e.QubeRenamed(new, name))
 
     async def remove(self, name: QubeName) -> None:
@@ -340,6 +371,7 @@ class Qubes:
             for pool, vid in doomed:
                 records.doom_volume(pool, vid)
             records.remove_qube(name)
+        self._forget_kept(name)
         try:
             await self._volumes.remove_doomed(doomed)
         finally:

@@ -314,3 +314,31 @@ async def test_a_failing_backend_is_named(house):
     house.running.start = broken
     answer = await house.call("admin.vm.Start", "work")
     assert answer == b"2\0QubesVMError\0\0QEMU ended (hint: look at 100%% of its log)\0"
+
+
+async def test_what_is_kept_outside_the_records_follows_clones_renames_and_removals(house):
+    class Shelf:
+        def __init__(self):
+            self.things = {"deb": "its kernel"}
+
+        def share(self, name, new):
+            if name in self.things:
+                self.things[new] = self.things[name]
+
+        def forget(self, name):
+            self.things.pop(name, None)
+
+    shelf = Shelf()
+    house.qubes._kept = (shelf,)
+    await house.ok("cloison.qube.Clone", "deb", payload='{"name":"deb2"}')
+    assert shelf.things == {"deb": "its kernel", "deb2": "its kernel"}
+    await house.ok("cloison.qube.Rename", "deb2", payload='{"name":"deb3"}')
+    assert set(shelf.things) == {"deb", "deb3"}
+    house.pool.fail_after = 1
+    await house.error("cloison.qube.Clone", "deb", payload='{"name":"deb4"}')
+    house.pool.fail_after = None
+    await house.error("cloison.qube.Clone", "deb", payload='{"name":"deb3"}')
+    await house.error("cloison.qube.Rename", "deb", payload='{"name":"deb3"}')
+    assert set(shelf.things) == {"deb", "deb3"}
+    await house.ok("admin.vm.Remove", "deb3")
+    assert set(shelf.things) == {"deb"}
