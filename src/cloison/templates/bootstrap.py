@@ -160,7 +160,7 @@ async def run_bootstrap(
             process.kill()
             await process.wait()
     if status != 0:
-        raise _explain(log, status)
+        raise explain(log, status)
 
 
 async def _follow(process: asyncio.subprocess.Process, progress: Progress) -> deque[str]:
@@ -187,7 +187,7 @@ async def _follow(process: asyncio.subprocess.Process, progress: Progress) -> de
             progress(state.what, state.fraction)
 
 
-def _explain(log: Sequence[str], status: int) -> Exception:
+def explain(log: Sequence[str], status: int) -> Exception:
     """The error that the last words of a failed build amount to."""
     if any("No space left on device" in line for line in log):
         return OSError(errno.ENOSPC, "disk full")

@@ -1,0 +1,199 @@
+"""Building is all or nothing: keys, locks, rests of interrupted builds, full disks. Packages are not fetched here."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import shutil
+import stat
+import tarfile
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cloison.errors import BackendFailed, BadRequest, DiskFull
+from cloison.templates import build, recipe
+from cloison.templates.build import Image, ImageRequest, build_image, image_key
+
+TREE = {"/usr/bin/tool": (stat.S_IFREG | 0o755, b"#!/bin/sh\n"), "/usr/bin/link": (stat.S_IFLNK | 0o777, b"tool")}
+REQUEST = ImageRequest(mirror="http://mirror.example/debian", keyring="/etc/passwd")
+
+
+async def fake_bootstrap(*, staging: Path, size_bytes: int, **_: Any) -> None:
+    """What mmdebstrap leaves, without the packages."""
+    with (staging / "root.raw").open("wb") as file:
+        file.truncate(64 << 20)
+        file.write(b"\x01" * 4096)
+    (staging / "vmlinuz").write_bytes(b"kernel")
+    (staging / "initrd").write_bytes(b"initrd")
+    (staging / "packages").write_text("bash 5.2 amd64\n")
+
+
+@pytest.fixture(autouse=True)
+def bootstrap(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., Awaitable[None]]], None]:
+    def use(replacement: Callable[..., Awaitable[None]]) -> None:
+        monkeypatch.setattr(build, "run_bootstrap", replacement)
+
+    async def no_options() -> tuple[str, ...]:
+        return ()
+
+    monkeypatch.setattr(build, "find_host_acquire_options", no_options)
+    use(fake_bootstrap)
+    return use
+
+
+def silent(what: str, fraction: float | None) -> None:
+    pass
+
+
+async def make(cache: Path, request: ImageRequest = REQUEST) -> Image:
+    return await build_image(request, cache, silent, tree=TREE)
+
+
+async def test_an_image_is_built_once(tmp_path: Path, bootstrap: Any) -> None:
+    first = await make(tmp_path)
+
+    async def never(**_: Any) -> None:
+        raise AssertionError("built twice")
+
+    bootstrap(never)
+    assert await make(tmp_path) == first
+    assert first.kernel.read_bytes() == b"kernel" and first.size_bytes == REQUEST.size_bytes
+    assert first.disk.stat().st_mode & 0o222 == 0
+
+
+async def test_two_at_once_build_one(tmp_path: Path, bootstrap: Any) -> None:
+    count = 0
+
+    async def counting(**fields: Any) -> None:
+        nonlocal count
+        count += 1
+        await asyncio.sleep(0.1)
+        await fake_bootstrap(**fields)
+
+    bootstrap(counting)
+    one, two = await asyncio.gather(make(tmp_path), make(tmp_path))
+    assert count == 1 and one == two
+
+
+async def test_a_failed_build_leaves_nothing(tmp_path: Path, bootstrap: Any) -> None:
+    async def failing(*, staging: Path, **_: Any) -> None:
+        (staging / "root.raw").write_bytes(b"half")
+        raise BackendFailed("no network")
+
+    bootstrap(failing)
+    with pytest.raises(BackendFailed, match="no network"):
+        await make(tmp_path)
+    assert [path.name for path in (tmp_path / "images").iterdir() if path.is_dir()] == []
+    bootstrap(fake_bootstrap)
+    await make(tmp_path)
+
+
+async def test_a_cancelled_build_leaves_nothing(tmp_path: Path, bootstrap: Any) -> None:
+    started = asyncio.Event()
+
+    async def endless(**_: Any) -> None:
+        started.set()
+        await asyncio.sleep(100)
+
+    bootstrap(endless)
+    task = asyncio.create_task(make(tmp_path))
+    await started.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert [path.name for path in (tmp_path / "images").iterdir() if path.is_dir()] == []
+
+
+async def test_the_rests_of_a_killed_build_are_cleared_away(tmp_path: Path) -> None:
+    rest = tmp_path / "images" / f".building-{image_key(REQUEST, TREE)}"
+    (rest / "tmp/deep").mkdir(parents=True)
+    (rest / "root.raw").write_bytes(b"half")
+    image = await make(tmp_path)
+    assert not rest.exists() and image.disk.stat().st_size > 4096
+
+
+async def test_a_full_disk_is_said_with_what_is_needed(tmp_path: Path, bootstrap: Any) -> None:
+    async def filling(**_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    bootstrap(filling)
+    with pytest.raises(DiskFull, match=r"about \d+ MiB are needed"):
+        await make(tmp_path)
+    assert [path.name for path in (tmp_path / "images").iterdir() if path.is_dir()] == []
+
+
+async def test_a_disk_too_small_is_said_before_anything_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bootstrap: Any
+) -> None:
+    async def never(**_: Any) -> None:
+        raise AssertionError("began")
+
+    bootstrap(never)
+    small = shutil.disk_usage(tmp_path)._replace(free=1 << 30)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: small)
+    with pytest.raises(DiskFull, match="1024 MiB are free"):
+        await make(tmp_path)
+
+
+async def test_a_damaged_image_in_the_cache_is_named(tmp_path: Path) -> None:
+    image = await make(tmp_path)
+    image.kernel.unlink()
+    with pytest.raises(BackendFailed, match=image.key):
+        await make(tmp_path)
+
+
+async def test_a_missing_keyring_is_said_with_its_package(tmp_path: Path) -> None:
+    with pytest.raises(BackendFailed, match="debian-archive-keyring"):
+        await make(tmp_path, ImageRequest(mirror="http://m/", keyring="/nonexistent"))
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        ImageRequest(distribution="plan9"),
+        ImageRequest(size_bytes=1 << 20),
+        ImageRequest(include=("a b",)),
+        ImageRequest(include=("",)),
+        ImageRequest(include=("--opt",)),
+        ImageRequest(include=("x,y",)),
+        ImageRequest(mirror="nonsense", keyring="/etc/passwd"),
+        ImageRequest(mirror="http://m/", suite="a b", keyring="/etc/passwd"),
+    ],
+)
+async def test_requests_that_cannot_be_meant_are_refused(tmp_path: Path, request_: ImageRequest) -> None:
+    with pytest.raises(BadRequest):
+        await make(tmp_path, request_)
+
+
+def test_the_key_follows_every_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = {
+        image_key(REQUEST, TREE),
+        image_key(ImageRequest(), TREE),
+        image_key(ImageRequest(suite="sid"), TREE),
+        image_key(ImageRequest(include=("vim",)), TREE),
+        image_key(ImageRequest(size_bytes=20 << 30), TREE),
+        image_key(REQUEST, {**TREE, "/usr/bin/tool": (stat.S_IFREG | 0o755, b"changed")}),
+        image_key(REQUEST, {**TREE, "/usr/bin/tool": (stat.S_IFREG | 0o700, b"#!/bin/sh\n")}),
+    }
+    monkeypatch.setattr(recipe, "RECIPE_VERSION", 99)
+    keys.add(image_key(REQUEST, TREE))
+    assert len(keys) == 8
+    assert image_key(ImageRequest(), TREE) == image_key(ImageRequest(suite="trixie"), TREE)
+
+
+async def test_guest_files_arrive_with_modes_links_and_root_as_owner(tmp_path: Path, bootstrap: Any) -> None:
+    seen: dict[str, tarfile.TarInfo] = {}
+
+    async def looking(*, staging: Path, **fields: Any) -> None:
+        with tarfile.open(staging / "guest.tar") as tar:
+            seen.update({member.name: member for member in tar})
+        await fake_bootstrap(staging=staging, **fields)
+
+    bootstrap(looking)
+    await make(tmp_path)
+    assert seen["usr/bin/tool"].mode == 0o755 and seen["usr/bin/link"].linkname == "tool"
+    assert {(member.uid, member.gid) for member in seen.values()} == {(0, 0)}
+    assert {"etc/fstab", "usr/lib/cloison/make-initrd", ".cloison-build/configure"} <= set(seen)
