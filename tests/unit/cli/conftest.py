@@ -194,8 +194,12 @@ class FakeBroker:
                 peer.sendall(wire.send(Refused(LEG_SESSION, self.refuse)))
                 return
             peer.sendall(wire.send(Accepted(LEG_SESSION)))
-            if not self.cut:
+            if self.cut:
+                return
+            try:
                 _Service(peer, wire, call, self.events).run()
+            except OSError:  # closed with something unread: as good as a reset
+                self.events.append(Reset(LEG_SESSION, "gone"))
 
 
 class _Service:
