@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,19 @@ from cloison.qrexec.hostclients import HostClients
 from cloison.qrexec.link import RelayConnector, RelayLink
 from cloison.qrexec.ports import Handler, Limits
 from cloison.qrexec.spawner import Spawner
+
+
+@pytest.fixture(autouse=True)
+def deadline() -> Iterator[None]:
+    """A test that hangs fails, and says where."""
+
+    def give_up(number: int, frame: object) -> None:
+        raise TimeoutError("the test hangs")
+
+    signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
 
 
 class Qubes:

@@ -18,12 +18,6 @@ from cloison.wire import Call, Reset, Stream
 TIMEOUT_S = 20
 
 
-@pytest.fixture(autouse=True)
-async def deadline():
-    async with asyncio.timeout(60):
-        yield
-
-
 async def test_the_engine_asks_the_agent(house):
     agent = await house.qubes.start("work")
     link = house.qubes.links["work"]

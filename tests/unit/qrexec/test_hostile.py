@@ -22,12 +22,6 @@ from cloison.wire.frames import pack_frame
 HEADER = struct.Struct("<IIB3x")
 
 
-@pytest.fixture(autouse=True)
-async def deadline():
-    async with asyncio.timeout(60):
-        yield
-
-
 @pytest.fixture
 async def others(house):
     """Two well-behaved qubes; after each test a call between them still works at once."""

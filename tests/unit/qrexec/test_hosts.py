@@ -37,12 +37,6 @@ from cloison.wire import (
 )
 
 
-@pytest.fixture(autouse=True)
-async def deadline():
-    async with asyncio.timeout(60):
-        yield
-
-
 class HostClient:
     """What ``cloison run`` does, in short."""
 
