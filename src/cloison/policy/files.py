@@ -8,6 +8,7 @@ the same result?" is a handful of stat calls. ``Overlay`` shows the disk as it w
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
@@ -86,6 +87,8 @@ class Disk:
         except OSError:
             self._stamps[watched] = None
             return None
+        except ValueError as error:  # a path that no file can have, such as one with a NUL
+            raise OSError(errno.EINVAL, str(error), path) from None
         self._stamps[watched] = _stamp(status)
         self._youngest_change_s = max(self._youngest_change_s, status.st_ctime_ns / 1e9)
         return status

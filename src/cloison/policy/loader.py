@@ -190,9 +190,8 @@ class _Reader:
             return self.contents[path]
         try:
             content = self._files.read_file(path)
-        except (OSError, ValueError) as error:
-            failure = error if isinstance(error, OSError) else OSError(0, str(error))
-            raise _unreadable(path, place, "", failure) from None
+        except OSError as error:
+            raise _unreadable(path, place, "", error) from None
         if content is None:
             if may_be_special:
                 return None

@@ -7,8 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cloison.policy import PolicyError, PolicySet, load_policy
+from cloison.policy.loader import load_from
 
 Write = Callable[[str, str], Path]
 
@@ -124,6 +127,8 @@ def test_include_service_reads_the_old_syntax_for_one_service(policy_dir: Path, 
         ("!include-dir include/bad", "cannot read directory {dir}/include/bad: Not a directory"),
         ("!include-service s * none", "cannot read {dir}/none: No such file or directory"),
         ("!include x\0y", "cannot read {dir}/x\0y: embedded null byte"),
+        ("!include-dir x\0y", "cannot read directory {dir}/x\0y: embedded null byte"),
+        ("!include " + "x" * 300, "cannot read {dir}/" + "x" * 300 + ": File name too long"),
         ("!compat-4.0", "!compat-4.0 needs a legacy policy directory, and none is known"),
     ],
 )
@@ -231,3 +236,56 @@ def test_the_digest_speaks_for_names_and_contents(policy_dir: Path, write: Write
     digests.add(load_policy(policy_dir).digest)
     assert len(digests) == 5
     assert load_policy(policy_dir).digest in digests
+
+
+class InMemory:
+    """Files without a disk: a policy directory, an include and a legacy directory."""
+
+    def __init__(self, files: dict[str, bytes | None]) -> None:
+        self.files = files
+
+    def list_names(self, directory: str) -> list[str]:
+        names = [path.removeprefix(directory + "/") for path in self.files if path.startswith(directory + "/")]
+        if not names:
+            raise FileNotFoundError(2, "No such file or directory", directory)
+        return [name for name in names if "/" not in name]
+
+    def read_file(self, path: str) -> bytes | None:
+        try:
+            return self.files[os.path.normpath(path)]
+        except KeyError:
+            raise FileNotFoundError(2, "No such file or directory", path) from None
+
+
+paths = st.sampled_from(
+    [
+        "/p/1.policy",
+        "/p/2.policy",
+        "/p/include/a",
+        "/p/include/b",
+        "/p/include/c.policy",
+        "/l/s",
+        "/l/s+x",
+        "/l/+x",
+        "/l/s+",
+    ]
+)
+lines = st.sampled_from(
+    ["s * a b allow", "a b deny", "!include include/a", "!include include/b", "!include-dir include", "!include-dir .",
+     "!include-service s + include/a", "!include-service * * include/b", "$include:s", "$include:include/b", "!compat-4.0",
+     "", "#", "broken", "!include 2.policy", "!include ../l/s"]
+)  # fmt: skip
+
+
+@given(
+    st.dictionaries(
+        paths, st.one_of(st.none(), st.binary(max_size=8), st.lists(lines).map(lambda x: "\n".join(x).encode()))
+    )
+)
+def test_no_set_of_files_raises_anything_but_a_policy_error(files: dict[str, bytes | None]):
+    try:
+        policy = load_from(InMemory(files), Path("/p"), legacy=Path("/l"))
+    except PolicyError as error:
+        assert error.file.startswith("/") and "\n" not in str(error)
+    else:
+        assert all(rule.place.file in files for rule in policy.rules)
