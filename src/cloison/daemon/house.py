@@ -108,7 +108,7 @@ async def built(layout: Layout) -> AsyncIterator[House]:
         forkpoints = ForkPoints(layout.forkpoints, hypervisor, connector, make_layer, make_blank)
         stack.push_async_callback(forkpoints.close)
 
-        kernels = Kernels(layout.data / "kernels")
+        kernels = Kernels(layout.data / "kernels", told=store.know_kernels)
         books = Bookkeeping(ledger)
         ground = Ground(
             layout, lambda name: books.volumes.pool(name), hypervisor, connector, forkpoints, kernels,

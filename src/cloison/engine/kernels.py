@@ -12,6 +12,7 @@ import hashlib
 import os
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,8 +31,11 @@ class Kernel:
 class Kernels:
     """The kernels of one system (the pool that the Admin API calls ``linux-kernel``)."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, told: Callable[[tuple[str, ...]], None] = lambda names: None) -> None:
+        """``told`` hears the names of all kernels, now and whenever they change."""
         self._directory = directory
+        self._told = told
+        told(tuple(self.names()))
 
     def add(self, version: str, vmlinuz: Path, initrd: Path) -> Kernel:
         """Keep copies of the two files (hard links where possible); the same pair is kept once."""
@@ -53,6 +57,7 @@ class Kernels:
                     work.rename(final)
             finally:
                 shutil.rmtree(work, ignore_errors=True)
+            self._told(tuple(self.names()))
         return Kernel(name, final / "vmlinuz", final / "initrd")
 
     def find(self, name: str) -> Kernel | None:
@@ -102,6 +107,7 @@ class Kernels:
         """Forget a kernel; no error if there is none. Running machines have read it already."""
         if _NAME.fullmatch(name):
             shutil.rmtree(self._directory / name, ignore_errors=True)
+            self._told(tuple(self.names()))
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

@@ -204,3 +204,8 @@ def test_a_start_or_stop_changes_nothing_but_what_follows_from_it(furnished):
     with furnished.transaction(durable=False) as records:
         records.delete_run("work")
     assert furnished.inventory.value("work", "xid") == -1
+
+
+def test_new_kernels_are_known_at_once(furnished):
+    furnished.know_kernels(("6.12", "6.13"))
+    assert furnished.inventory.host.kernels == ("6.12", "6.13")

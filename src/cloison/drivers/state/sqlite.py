@@ -8,13 +8,13 @@ A damaged file is refused and kept: opening it never writes to it. After each go
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import sqlite3
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from cloison.drivers.state import schema
@@ -118,7 +118,7 @@ class Store:
         fresh = read_qubes(self._connection, change.touched)
         qubes = {name: qube for name, qube in before.qubes.items() if qube.qid not in change.touched} | fresh
         runs = read_runs(self._connection) if change.touched_runs else before.runs
-        self._inventory = dataclasses.replace(before, qubes=qubes, runs=runs, _memo={})
+        self._inventory = replace(before, qubes=qubes, runs=runs, _memo={})
 
     def _failure(self, error: sqlite3.Error) -> Exception:
         text = str(error)
@@ -127,6 +127,11 @@ class Store:
         if isinstance(error, sqlite3.IntegrityError):
             return BackendFailed(f"the records would no longer fit together: {text}")
         return BackendFailed(f"cannot write {self.path}: {text}")
+
+    def know_kernels(self, names: tuple[str, ...]) -> None:
+        """The kernels that the property ``kernel`` may name from now on."""
+        self._host = replace(self._host, kernels=names)
+        self._inventory = None
 
     def notes(self, name: QubeName) -> str:
         row = self._connection.execute("SELECT notes FROM qubes WHERE name = ?", (name,)).fetchone()
