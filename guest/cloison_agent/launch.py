@@ -18,8 +18,16 @@ Job = Callable[[], int]
 """A built-in service: runs in the forked child as the user, returns the exit code."""
 
 _HIGHEST_FD = 1 << 16
-_OUR_SIGNALS = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGTERM, signal.SIGUSR1)
-"""Signals that Python or we handle in our own way; programs get them as usual."""
+_OUR_SIGNALS = (
+    signal.SIGHUP,
+    signal.SIGINT,
+    signal.SIGPIPE,
+    signal.SIGQUIT,
+    signal.SIGTERM,
+    signal.SIGUSR1,
+    signal.SIGXFSZ,
+)
+"""Signals that Python, we, or whoever started us may handle in another way; programs get them as usual."""
 
 
 @dataclass(frozen=True)
