@@ -272,7 +272,8 @@ paths = st.sampled_from(
 )
 lines = st.sampled_from(
     ["s * a b allow", "a b deny", "!include include/a", "!include include/b", "!include-dir include", "!include-dir .",
-     "!include-service s + include/a", "!include-service * * include/b", "$include:s", "$include:include/b", "!compat-4.0",
+     "!include-service s + include/a", "!include-service * * include/b", "$include:s", "$include:include/b",
+     "!compat-4.0",
      "", "#", "broken", "!include 2.policy", "!include ../l/s"]
 )  # fmt: skip
 
