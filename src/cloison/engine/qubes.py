@@ -362,15 +362,22 @@ class Qubes:
             raise QubeInUse(f"{name} belongs to a package", hint="set its property installed_by_rpm to False")
 
     async def forget(self, name: QubeName) -> None:
-        """Remove a qube that is known to be halted (its seat is held) and that nothing names."""
-        qube = self._ledger.inventory.qube(name)
+        """Remove a qube that is known to be halted (its seat is held) and that nothing names.
+
+        A disposable that cleans up after itself goes even if somebody names it: those properties are reset.
+        """
+        inventory = self._ledger.inventory
+        qube = inventory.qube(name)
         durable = not (qube.klass is Klass.DISPOSABLE and qube.properties.get("auto_cleanup"))
+        dangling = () if durable else tuple(dict.fromkeys(inventory.references(name)))
         self._ledger.tell(e.QubeRemovalRequested(name))
         doomed = {(volume.pool, volume.vid) for volume in qube.volumes.values()}
         with self._ledger.change(durable=durable) as records:
             for pool, vid in doomed:
                 records.doom_volume(pool, vid)
+            reset = [event for ref in dangling for event in _drop_reference(records, inventory, name, ref)]
             records.remove_qube(name)
+        self._ledger.tell(*reset)
         self._forget_kept(name)
         try:
             await self._volumes.remove_doomed(doomed)
@@ -402,6 +409,22 @@ def _rename_in_tags(records: Transaction, inventory: Inventory, old: QubeName, n
                 holder = new if qube.name == old else qube.name
                 records.remove_tag(holder, tag)
                 records.add_tag(holder, f"{found[1]}{new}")
+
+
+def _drop_reference(records: Transaction, inventory: Inventory, name: QubeName, ref: Reference) -> Iterator[e.Event]:
+    """Take a name out of whatever holds it."""
+    if ref.user is None:
+        records.reset_setting(ref.by)
+        yield e.PropertyReset(None, ref.by, name)
+    elif ref.by in QUBE_PROPERTIES:
+        records.reset_property(ref.user, ref.by)
+        yield e.PropertyReset(ref.user, ref.by, name)
+    else:
+        for assignment in inventory.qube(ref.user).assignments:
+            if assignment.backend == name and ref.by == f"device {assignment.devclass}":
+                records.remove_assignment(ref.user, assignment)
+                device = f"{name}:{assignment.port}:{assignment.device_id}"
+                yield e.DeviceUnassigned(ref.user, assignment.devclass, device)
 
 
 def _is_preloaded(inventory: Inventory, reference: Reference) -> bool:

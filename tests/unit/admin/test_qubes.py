@@ -342,3 +342,16 @@ async def test_what_is_kept_outside_the_records_follows_clones_renames_and_remov
     assert set(shelf.things) == {"deb", "deb3"}
     await house.ok("admin.vm.Remove", "deb3")
     assert set(shelf.things) == {"deb"}
+
+
+async def test_a_disposable_that_others_name_goes_all_the_same_and_is_named_no_more(house):
+    name = await house.ok("admin.vm.CreateDisposable")
+    await house.ok("admin.vm.property.Set", "work", "guivm", name)
+    await house.ok("admin.property.Set", arg="updatevm", payload=name)
+    await house.ok("admin.vm.device.block.Assign", "work", f"{name}+sda+_", "mode='auto-attach'")
+    await house.ok("admin.vm.Start", name)
+    await house.ok("admin.vm.Kill", name)
+    inventory = house.ledger.inventory
+    assert inventory.find(name) is None
+    assert inventory.value("work", "guivm") == "dom0" and inventory.setting("updatevm") is None
+    assert inventory.qube("work").assignments == ()
