@@ -1,0 +1,166 @@
+"""The reference pages, written from the tables: ``python -m cloison.admin.reference DIRECTORY``.
+
+In: the tables of methods, properties and power states. Out: Markdown. A test compares the pages in ``docs/`` with it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from cloison.admin.dispatch import METHODS
+from cloison.admin.methods import Dest, Method, Need, Scope
+from cloison.model.classes import MACHINES, Klass
+from cloison.model.power import TRANSITIONS, PowerState
+from cloison.model.properties import GLOBAL_PROPERTIES, QUBE_PROPERTIES, Mode, Property
+from cloison.model.values import Value, format_value
+
+_DEST = {Dest.DOM0: "dom0", Dest.QUBE: "a qube", Dest.ANY: "any"}
+_NEED = {Need.NONE: "", Need.REQUIRED: "yes", Need.OPTIONAL: "may"}
+_MODE = {Mode.RW: "read, write", Mode.ONCE: "set at creation", Mode.COMPUTED: "computed"}
+_SCOPE = {
+    Scope.LOCAL_RO: "admin-local-ro",
+    Scope.LOCAL_RW: "admin-local-rwx",
+    Scope.LOCAL_X: "admin-local-rwx",
+    Scope.GLOBAL_RO: "admin-global-ro",
+    Scope.GLOBAL_RW: "admin-global-rwx",
+    Scope.GLOBAL_X: "admin-global-rwx",
+    Scope.INTERNAL: "dom0 only",
+}
+_MISSING = (
+    ("admin.backup.Info, Execute, Cancel", "ProtocolError (no such method)", "backups are not there yet"),
+    ("admin.vm.volume.Import, ImportWithSize", "ProtocolError (no such method)",
+     "their data do not fit a request; internal.vm.volume.ImportBegin and ImportEnd are what they are made of"),
+    ("admin.vm.device.*.Available, Attached", "empty list", "no qube exposes devices yet"),
+    ("admin.vm.device.*.Attach", "UnrecognizedDevice", "as above"),
+    ("admin.vm.Suspend, Resume", "pause and unpause", "no suspend to memory inside guests yet"),
+    ("admin.vm.volume.Set.revisions_to_keep with -1", "QubesValueError",
+     "a template and what is based on it can always run together, so snapshots cannot be switched off"),
+    ("admin.vm.CreateDisposable+preload", "accepted, nothing happens", "disposables are forked, not kept in stock"),
+    ("unknown volume, pool or pool driver", "StoragePoolException", "PermissionDenied crashes the stock tools"),
+    ("shrinking a volume", "QubesValueError", "data at its end would be lost"),
+)  # fmt: skip
+
+
+def methods_page() -> str:
+    ours = [row for name, row in METHODS.items() if name.startswith("cloison.")]
+    theirs = [row for name, row in METHODS.items() if not name.startswith("cloison.")]
+    return "\n".join(
+        (
+            "# The Admin API",
+            "",
+            "Written from the table of methods by `python -m cloison.admin.reference docs`; a test keeps it fresh.",
+            "",
+            "Requests go to the socket `qubesd.sock` in the runtime directory (mode 0600, this user and root only):",
+            "`METHOD+ARGUMENT SOURCE name DESTINATION`, a NUL byte, the payload, end-of-file; at most 65 536 bytes.",
+            "The answer is `0 NUL data`, or `2 NUL type NUL NUL text NUL`; streams are `1 NUL subject NUL event NUL",
+            "(key NUL value NUL)* NUL` records. Bytes that are no request are answered with nothing.",
+            "Qubes reach the same methods through their calls to dom0, if the policy allows; the last column names the",
+            "policy include file that a rule for the method belongs to.",
+            "",
+            "## Methods of Qubes OS",
+            "",
+            *_method_table(theirs),
+            "",
+            "## Our own",
+            "",
+            "Payloads and answers are JSON; long ones send `progress` events (step, text, percent) before they answer.",
+            "",
+            *_method_table(ours),
+            "",
+            "## Where this differs from Qubes OS",
+            "",
+            *_table(("what", "answer", "why"), _MISSING),
+            "",
+        )
+    )
+
+
+def _method_table(rows: Iterable[Method]) -> list[str]:
+    return _table(
+        ("method", "to", "argument", "payload", "what it does", "policy include"),
+        (
+            (f"`{row.name}`", _DEST[row.dest], _NEED[row.arg], _NEED[row.payload], row.doc, _SCOPE[row.scope])
+            for row in sorted(rows, key=lambda row: row.name)
+        ),
+    )
+
+
+def properties_page() -> str:
+    return "\n".join(
+        (
+            "# Properties",
+            "",
+            "Written from the declarations by `python -m cloison.admin.reference docs`; a test keeps it fresh.",
+            "",
+            "## Of qubes",
+            "",
+            *_property_table(QUBE_PROPERTIES.values()),
+            "",
+            "## Of the system",
+            "",
+            *_property_table(GLOBAL_PROPERTIES.values()),
+            "",
+            "## Power states",
+            "",
+            *_table(
+                ("state", "may become"),
+                (
+                    (state.value, ", ".join(sorted(after.value for after in TRANSITIONS[state])) or "-")
+                    for state in PowerState
+                ),
+            ),
+            "",
+        )
+    )
+
+
+def _property_table(rows: Iterable[Property]) -> list[str]:
+    return _table(
+        ("property", "type", "of", "", "default", "meaning"),
+        (
+            (f"`{p.name}`", p.type.value, _classes(p), _MODE[p.mode], _default(p), p.doc)
+            for p in sorted(rows, key=lambda p: p.name)
+        ),
+    )
+
+
+def _classes(prop: Property) -> str:
+    match prop.on:
+        case on if on == frozenset(Klass):
+            return "all"
+        case on if on == MACHINES:
+            return "machines"
+        case on if on == MACHINES | {Klass.ADMIN}:
+            return "machines, dom0"
+        case on if on == frozenset({Klass.ADMIN}):
+            return "the system"
+        case on:
+            return ", ".join(sorted(klass.value for klass in on))
+
+
+def _default(prop: Property) -> str:
+    if prop.mode is not Mode.RW or not prop.has_default:
+        return "-"
+    value: Value = None if callable(prop.default) else prop.default
+    text = "follows from others" if callable(prop.default) else format_value(value) or "none"
+    unit = f" {prop.unit}" if prop.unit and isinstance(value, int) else ""
+    return f"the template's, else {text}{unit}" if prop.inherited else f"{text}{unit}"
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    return lines + [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows]
+
+
+PAGES = {"admin-api.md": methods_page, "properties.md": properties_page}
+
+
+def main(directory: Path) -> None:
+    for name, page in PAGES.items():
+        (directory / name).write_text(page())
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
