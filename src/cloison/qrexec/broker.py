@@ -34,6 +34,7 @@ from cloison.policy import (
     resolve_ask,
 )
 from cloison.qrexec.dom0 import Dom0Services
+from cloison.qrexec.pace import Repeats
 from cloison.qrexec.packets import Closing
 from cloison.qrexec.ports import (
     Asker,
@@ -151,6 +152,7 @@ class Broker:
         self._calls: dict[int, _Running] = {}
         self._asked: dict[tuple[CallLink, int], _Running] = {}
         self._next_id = 1
+        self._repeats = Repeats(self._record_repeats)
 
     # What relays report
 
@@ -207,6 +209,7 @@ class Broker:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self._repeats.close()
 
     # Calls of qubes
 
@@ -243,7 +246,8 @@ class Broker:
             verdict = await self._resolve(verdict, request)
         running.view = replace(running.view, rule=str(verdict.rule or ""))
         if isinstance(verdict, Deny):
-            self._record(running, "denied", reason=verdict.reason, cause=verdict.cause.value)
+            if self._repeats.may_write(running.view.source):
+                self._record(running, "denied", reason=verdict.reason, cause=verdict.cause.value)
             self._tell(CallRefused(running.view, verdict.reason, verdict.notify))
             raise _Recorded(verdict.reason)
         if not isinstance(verdict, Allow):
@@ -408,8 +412,9 @@ class Broker:
             return
         reason = str(error) or ("took too long" if isinstance(error, TimeoutError) else "given up")
         failed = running.view.state in (CallState.PREPARING, CallState.RUNNING)
-        with contextlib.suppress(CloisonError):
-            self._record(running, "failed" if failed else "denied", reason=reason)
+        if failed or self._repeats.may_write(running.view.source):
+            with contextlib.suppress(CloisonError):
+                self._record(running, "failed" if failed else "denied", reason=reason)
         self._tell(CallRefused(running.view, reason, isinstance(error, Refused), failed))
 
     def _finish(self, running: _Running, closing: Closing) -> None:
@@ -424,6 +429,10 @@ class Broker:
                      seconds=round(self._clock() - view.started_at, 3), stdin_bytes=view.stdin_bytes,
                      stdout_bytes=view.stdout_bytes, stderr_bytes=view.stderr_bytes)  # fmt: skip
         self._tell(CallEnded(view, closing.exit_code, closing.reason))
+
+    def _record_repeats(self, source: str, count: int) -> None:
+        with contextlib.suppress(OSError):
+            self._audit.write({"event": "denied-more", "source": source, "count": count})
 
     def _record(self, running: _Running, event: str, **more: AuditValue) -> None:
         """An audit line; raises Refused if it cannot be kept, because then nothing may be done."""

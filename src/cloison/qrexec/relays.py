@@ -45,9 +45,14 @@ log = logging.getLogger(__name__)
 COMMAND_PREFIX = "command:"
 MAX_ORDERS = 1024
 """Orders that wait for a relay; one that reads none of so many is stuck and is ended."""
+_PACKETS_PER_SECOND, _PACKET_BURST = 2000.0, 4000
+"""Of all kinds; what a qube says to the daemon itself is little."""
 _CALLS_PER_SECOND, _CALL_BURST = 200.0, 400
 """Pace of one qube's calls; above it they wait. An emulated guest makes some ten calls a second, with KVM some
 hundreds; the broker handles some thousands."""
+
+MIN_PAUSE_S = 0.01
+"""Wake up for a handful of packets, not for each."""
 
 
 class Handlers(Protocol):
@@ -86,7 +91,8 @@ class RelayProcess:
         self._next_open = 2
         self._next_request = 1
         self._orders: deque[tuple[bytes, socket.socket | None]] = deque()
-        self._pace = Pace(_CALLS_PER_SECOND, _CALL_BURST, self._loop.time)
+        self._packet_pace = Pace(_PACKETS_PER_SECOND, _PACKET_BURST, self._loop.time)
+        self._call_pace = Pace(_CALLS_PER_SECOND, _CALL_BURST, self._loop.time)
         self._loop.add_reader(control.fileno(), self._read)
 
     # What the engine asks
@@ -254,6 +260,7 @@ class RelayProcess:
                 raise RemoteProtocolError("a malformed packet")
             kind, _, _, number = HEADER.unpack_from(packet)
             self._take(kind, number, packet[HEADER.size :])
+            self._pause(self._packet_pace.spend())
         except (RemoteProtocolError, ValueError) as error:
             log.error("the relay of %s broke its rules and is ended: %s", self.qube, error)
             self._end("the relay broke its rules")
@@ -294,18 +301,21 @@ class RelayProcess:
         if call != Call(0, call.target, call.service, call.source) or number in self._asked or number in self._calls:
             raise RemoteProtocolError("an illegal call")
         self._asked.add(number)
-        if (wait_s := self._pace.spend()) > 0:
-            # Nothing is refused, but nothing more is read of this qube for a moment.
-            self._loop.remove_reader(self._control.fileno())
-            self._loop.call_later(wait_s, self._read_again)
+        self._pause(self._call_pace.spend())
         self._handlers.on_call(self, number, call)
+
+    def _pause(self, wait_s: float) -> None:
+        """Nothing is refused, but nothing more is read of this qube for a moment."""
+        if wait_s > 0 and not self._closed.done():
+            self._loop.remove_reader(self._control.fileno())
+            self._loop.call_later(max(wait_s, MIN_PAUSE_S), self._read_again)
 
     def _read_again(self) -> None:
         if not self._closed.done():
             self._loop.add_reader(self._control.fileno(), self._read)
 
     def _take_notice(self, notice: Notice) -> None:
-        log.info("the agent of %s says: %s", self.qube, notice.event)
+        log.debug("the agent of %s says: %s", self.qube, notice.event)
         if notice.event == "ready" and not self._ready.done():
             self._ready.set_result(None)
 

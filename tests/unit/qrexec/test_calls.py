@@ -207,6 +207,22 @@ async def test_many_bytes_and_slow_readers(house):
     assert sum(sizes) == 8 << 20
 
 
+async def test_bulk_in_all_directions_at_once(house):
+    work = await house.qubes.start("work")
+    vault = await house.qubes.start("vault")
+
+    async def exchange(caller, target: str) -> int:
+        call = await caller.call(target, "test.Echo")
+        writing = asyncio.create_task(call.write(Stream.STDIN, bytes(3 << 20), end=True))
+        code, output, _ = await call.result()
+        await writing
+        assert code == 0
+        return len(output)
+
+    sizes = await asyncio.gather(*(exchange(*pair) for pair in [(work, "vault"), (vault, "work")] * 4))
+    assert sizes == [3 << 20] * 8
+
+
 async def test_a_stuck_call_holds_up_no_other(house):
     async def never(session: FakeSession) -> None:
         await asyncio.sleep(3600)

@@ -11,6 +11,7 @@ import struct
 from pathlib import Path
 
 import pytest
+from conftest import deny
 from fakes import Ended, FakeSession
 
 from cloison.errors import BackendFailed
@@ -160,6 +161,7 @@ async def test_calls_and_resets_without_end_only_slow_their_own_qube(house, othe
     async def flood() -> None:
         while link.first.is_up:
             await agent.send_raw(pair * 500)
+            await asyncio.sleep(0)  # the relay swallows it faster than it comes
 
     flooding = asyncio.create_task(flood())
     for _ in range(5):
@@ -169,6 +171,36 @@ async def test_calls_and_resets_without_end_only_slow_their_own_qube(house, othe
     assert len(house.audit.lines) < 3000
     await agent.hang_up()
     flooding.cancel()
+
+
+async def test_a_flood_of_notices_only_slows_its_own_qube(house, others):
+    agent = await house.qubes.start("evil")
+    link = house.qubes.links["evil"]
+    notices = frame(Kind.NOTICE, 0, b'{"event":"hello"}') * 1000
+
+    async def flood() -> None:
+        while link.first.is_up:
+            await agent.send_raw(notices)
+            await asyncio.sleep(0)
+
+    flooding = asyncio.create_task(flood())
+    for _ in range(5):
+        await others()
+    await ended(link)
+    flooding.cancel()
+
+
+async def test_a_flood_of_refused_calls_does_not_fill_the_audit_log(house, others):
+    agent = await house.qubes.start("evil")
+    house.policy.verdicts["test.No"] = deny("no")
+    for _ in range(500):
+        with pytest.raises(PermissionError):
+            await agent.call("vault", "test.No")
+    await house.until(lambda: any(line["event"] == "denied-more" for line in house.audit.lines))
+    lines = [line for line in house.audit.lines if line["source"] == "evil"]
+    assert len(lines) < 300
+    await house.until(lambda: sum(line.get("count", 1) for line in house.audit.lines
+                                  if line["source"] == "evil") == 500)  # fmt: skip
 
 
 async def test_an_agent_that_never_reads_stalls_only_its_own_calls(house, others):
