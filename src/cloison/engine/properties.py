@@ -67,7 +67,7 @@ class Properties:
         prop = find_property(qube, property_name)
         value = parse_value(prop, name, untrusted_text)
         if prop.halted_only:
-            async with self._seats.halted(name):
+            async with self._volumes.held(name):
                 self._set(name, prop, value)
                 await self._volumes.follow_template(name)
         else:
@@ -84,6 +84,8 @@ class Properties:
                 records.set_label(name, str(value))
             else:
                 records.set_property(name, prop.name, value)
+            if prop.halted_only:
+                self._volumes.doom_snapshots(records, name)
             caused = list(_side_changes(records, qube, prop, value, old))
         caused += _inherited(self._ledger.inventory, name, prop, old)
         self._ledger.tell(*caused, e.PropertySet(name, prop.name, value, old))

@@ -11,11 +11,12 @@ from __future__ import annotations
 import logging
 import secrets
 import string
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from cloison.drivers.state.base import Transaction
 from cloison.drivers.storage import base as storage
 from cloison.engine import events as e
 from cloison.engine.inventory import Ledger
@@ -148,17 +149,26 @@ class Volumes:
             raise
 
     async def remove_doomed(self, doomed: set[tuple[str, str]] | frozenset[tuple[str, str]]) -> None:
-        """Remove doomed volumes; those that resist stay doomed and are tried again by the next daemon."""
-        for pool_name, vid in sorted(doomed):
-            try:
-                pool = self.pool(pool_name)
-                if vid in await pool.volumes():
-                    await pool.remove(vid)
-            except CloisonError as error:
-                log.error("volume %s of pool %s could not be removed: %s", vid, pool_name, error)
-                continue
-            with self._ledger.change(durable=False) as records:
-                records.spare_volume(pool_name, vid)
+        """Remove doomed volumes, snapshots before their sources; those that resist stay doomed and are tried again by
+        the next daemon."""
+        waiting, reasons = set(doomed), dict[tuple[str, str], CloisonError]()
+        while waiting:
+            before = len(waiting)
+            for pool_name, vid in sorted(waiting):
+                try:
+                    pool = self.pool(pool_name)
+                    if vid in await pool.volumes():
+                        await pool.remove(vid)
+                except CloisonError as error:
+                    reasons[pool_name, vid] = error
+                    continue
+                waiting.discard((pool_name, vid))
+                with self._ledger.change(durable=False) as records:
+                    records.spare_volume(pool_name, vid)
+            if len(waiting) == before:
+                break
+        for pool_name, vid in sorted(waiting):
+            log.error("volume %s of pool %s could not be removed: %s", vid, pool_name, reasons[pool_name, vid])
 
     async def sweep(self) -> None:
         """Finish what an earlier daemon began: doomed volumes go, missing throw-away volumes are made again."""
@@ -167,11 +177,10 @@ class Volumes:
         there = {name: set(await self.pool(name).volumes()) for name in inventory.pools if self._is_usable(name)}
         for qube in inventory:
             for volume in qube.volumes.values():
-                if volume.kind is VolumeKind.KEPT or volume.pool not in there or volume.vid in there[volume.pool]:
+                if volume.kind is VolumeKind.KEPT or volume.vid in there.get(volume.pool, {volume.vid}):
                     continue
                 try:
-                    source = inventory.volume_source(qube.name, volume.name)
-                    await self.pool(volume.pool).create(self.spec(volume, source))
+                    await self._remake(qube.name, volume)
                 except CloisonError as error:
                     log.error("volume %s of %s could not be made again: %s", volume.name, qube.name, error)
 
@@ -183,21 +192,33 @@ class Volumes:
             return False
         return True
 
+    def doom_snapshots(self, records: Transaction, name: QubeName) -> None:
+        """To be part of the change that gives a qube another template: what starts from the old one must not outlive
+        it. ``follow_template`` afterwards (or the next daemon) makes it again."""
+        for _, volume in self._snapshots(name):
+            records.doom_volume(volume.pool, volume.vid)
+
     async def follow_template(self, name: QubeName) -> None:
-        """After a change of template (the qube is held halted): snapshots start from the new one."""
+        """After a change of template (the qube and all based on it are held halted): snapshots start from the new."""
+        for holder, volume in list(self._snapshots(name)):
+            await self.remove_doomed({(volume.pool, volume.vid)})
+            await self._remake(holder, volume)
+
+    def _snapshots(self, name: QubeName) -> Iterator[tuple[QubeName, Volume]]:
         inventory = self._ledger.inventory
         for holder in (inventory.qube(name), *inventory.descendants(name)):
             for volume in holder.volumes.values():
-                source = inventory.volume_source(holder.name, volume.name)
-                if source is None:
-                    continue
-                moved = replace(volume, pool=source.pool, size_bytes=source.size_bytes)
-                if volume.vid in await self.pool(volume.pool).volumes():
-                    await self.pool(volume.pool).remove(volume.vid)
-                await self.pool(moved.pool).create(self.spec(moved, source))
-                if moved != volume:
-                    with self._ledger.change() as records:
-                        records.put_volume(holder.name, moved)
+                if volume.kind is VolumeKind.SNAPSHOT:
+                    yield holder.name, volume
+
+    async def _remake(self, holder: QubeName, volume: Volume) -> None:
+        """Make a throw-away volume again, where its source is now."""
+        source = self._ledger.inventory.volume_source(holder, volume.name)
+        moved = replace(volume, pool=source.pool, size_bytes=source.size_bytes) if source else volume
+        await self.make({volume.name: (moved, source)}, {}, durable=True)
+        with self._ledger.change() as records:
+            records.put_volume(holder, moved)
+            records.spare_volume(moved.pool, moved.vid)
 
     # -- verbs on one volume ---------------------------------------------------------------------------------------
 
@@ -240,7 +261,7 @@ class Volumes:
         record = self.volume(name, volume)
         if record.kind is not VolumeKind.KEPT:
             raise BadRequest(f"volume {volume} of {name} is not kept anyway")
-        async with self._held(name):
+        async with self.held(name):
             await self._replace(name, record, None)
 
     async def set_revisions_to_keep(self, name: QubeName, volume: str, count: int) -> None:
@@ -287,7 +308,7 @@ class Volumes:
         target = self.volume(name, volume)
         if target.kind is not VolumeKind.KEPT or origin.kind is not VolumeKind.KEPT:
             raise BadRequest(f"volume {volume} of {name} cannot be cloned into: only kept volumes can")
-        async with self._held(name):
+        async with self.held(name):
             await self._replace(name, target, origin)
         self._ledger.tell(e.VolumeCloned(name, volume, f"{source[0]}:{source[1]}"))
 
@@ -332,7 +353,7 @@ class Volumes:
         path, size_bytes = found
         try:
             if success:
-                async with self._held(name):
+                async with self.held(name):
                     await self._take_import(name, self.volume(name, volume), path, size_bytes)
         except BaseException:
             self._ledger.tell(e.VolumeImportEnded(name, volume, False))
@@ -356,12 +377,14 @@ class Volumes:
             records.put_volume(name, fresh)
             records.spare_volume(fresh.pool, fresh.vid)
             records.doom_volume(old.pool, old.vid)
+            for child in self._ledger.inventory.children(name):
+                self.doom_snapshots(records, child.name)
         for child in self._ledger.inventory.children(name):
             await self.follow_template(child.name)
         await self.remove_doomed({(old.pool, old.vid)})
 
     @asynccontextmanager
-    async def _held(self, name: QubeName) -> AsyncIterator[None]:
+    async def held(self, name: QubeName) -> AsyncIterator[None]:
         """Hold a qube and everything based on it halted: snapshots of a volume cannot run while it is replaced."""
         async with AsyncExitStack() as stack:
             for holder in (name, *(qube.name for qube in self._ledger.inventory.descendants(name))):

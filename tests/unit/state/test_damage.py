@@ -137,8 +137,7 @@ def test_a_damaged_database_is_refused_named_and_kept(whole, hurt):
 
 
 @pytest.mark.parametrize("hurt", DAMAGES, ids=lambda hurt: hurt.__name__)
-def test_the_copy_of_the_last_good_start_can_be_put_back(whole, hurt):
-    Store.open(whole, host=HOST).close()
+def test_the_copy_of_the_last_orderly_end_can_be_put_back(whole, hurt):
     hurt(whole)
     shutil.copy(f"{whole}.good", whole)
     store = Store.open(whole, host=HOST)

@@ -2,8 +2,8 @@
 
 In: changes. Out: pictures. May import: model, errors. Called from one thread only.
 
-A damaged file is refused and kept: opening it never writes to it. After each good opening a copy is left beside it
-(``NAME.good``), which a person can put back.
+A damaged file is refused and kept: opening it never writes to it. After each good opening and at each orderly end a
+copy is left beside it (``NAME.good``), which a person can put back.
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ class Store:
         self._host = host
         self._inventory: Inventory | None = None
         self._in_transaction = False
+        self._changed = False
+        self._closed = False
 
     @classmethod
     def open(cls, path: Path, *, host: Host | None = None, keep_copy: bool = True) -> Store:
@@ -75,7 +77,17 @@ class Store:
         return store
 
     def close(self) -> None:
-        self._connection.close()
+        """Idempotent. Leaves a fresh copy behind, if the records are whole."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            if self._changed and self._connection.execute("PRAGMA quick_check(1)").fetchone() == ("ok",):
+                _copy(self.path, self._connection)
+        except sqlite3.Error:
+            pass  # the next opening says what is wrong, and keeps the older copy
+        finally:
+            self._connection.close()
 
     @property
     def inventory(self) -> Inventory:
@@ -99,6 +111,7 @@ class Store:
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
                 raise
+            self._changed = True
             self._refresh(change)
         except sqlite3.Error as error:
             raise self._failure(error) from error
