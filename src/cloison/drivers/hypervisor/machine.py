@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import socket
 import subprocess
@@ -25,11 +26,16 @@ from cloison.drivers.hypervisor.launch import AGENT_SOCKET, CONSOLE_LOG, CONSOLE
 from cloison.drivers.hypervisor.process import ProcessWatch, read_boot_id
 from cloison.errors import BackendFailed, QubeNotRunning
 
+log = logging.getLogger(__name__)
+
 DRIVER = "qemu"
 COMMAND_TIMEOUT_S = 30.0
 """QEMU answers within milliseconds; on a host that swaps it may take seconds."""
 CONNECT_TIMEOUT_S = 60.0
 FREEZE_TIMEOUT_S = 300.0
+EVENTS = ("SHUTDOWN", "GUEST_PANICKED", "RESUME", "BLOCK_IO_ERROR")
+ROOM_RETRY_S, ROOM_SETTLE_S = 5.0, 0.5
+"""How often a guest that met a full disk tries again, and how soon it would meet it again."""
 RESTORE_POLL_S = 0.002
 LAST_WORDS_TIMEOUT_S = 1.0
 LEFTOVER_TIMEOUT_S = 20.0
@@ -54,6 +60,8 @@ class QemuMachine:
         self._reason: StopReason | None = None
         self._killed = False
         self._resumed = asyncio.Event()
+        self._is_paused = False
+        self._waits_for_room: asyncio.Task[None] | None = None
         self._end: asyncio.Task[StopReason] | None = None
 
     @property
@@ -103,10 +111,12 @@ class QemuMachine:
                 await self._connect()
                 if device_state_fd is not None:
                     await self._restore(device_state_fd)
+                elif wrapper is None:
+                    await self._resume_waiting()
         except TimeoutError:
             await self.kill()
             raise BackendFailed(f"QEMU of {self.name} did not answer within {CONNECT_TIMEOUT_S:.0f} s") from None
-        except (OSError, EOFError, QMPError) as error:
+        except (OSError, EOFError, QMPError, QubeNotRunning) as error:
             await self.kill()
             said = "; ".join(self._errors.decode(errors="replace").split("\n")).strip("; ") or str(error)
             raise BackendFailed(f"QEMU of {self.name} ended at its start: {said}") from error
@@ -120,9 +130,11 @@ class QemuMachine:
 
     async def pause(self) -> None:
         await self._execute("stop")
+        self._is_paused = True
 
     async def resume(self) -> None:
         await self._execute("cont")
+        self._is_paused = False
 
     async def powerdown(self) -> None:
         await self._execute("system_powerdown")
@@ -171,7 +183,7 @@ class QemuMachine:
     async def _connect(self) -> None:
         qmp = QMPClient(self.name)
         qmp.logger.setLevel("CRITICAL")
-        qmp.register_listener(EventListener(("SHUTDOWN", "GUEST_PANICKED", "RESUME"), self._note_event))
+        qmp.register_listener(EventListener(EVENTS, self._note_event))
         await self._or_gone(qmp.connect(str(self.directory / QMP_SOCKET)))
         self._qmp = qmp
 
@@ -189,9 +201,12 @@ class QemuMachine:
 
     def _note_event(self, event: Message) -> bool:
         """Remember why the machine stops. (Called as the listener's filter: nothing is queued.)"""
-        match event["event"], event.get("data"):
+        details: Any = event.get("data")
+        match event["event"], details:
             case "RESUME", _:
                 self._resumed.set()
+            case "BLOCK_IO_ERROR", {"action": "stop"}:
+                self._wait_for_room(details)
             case "GUEST_PANICKED", _:
                 self._reason = StopReason.PANICKED
             case "SHUTDOWN", {"reason": "guest-reset"} if self._reason is None:
@@ -199,6 +214,34 @@ class QemuMachine:
             case "SHUTDOWN", {"guest": True} if self._reason is None:
                 self._reason = StopReason.GUEST_POWEROFF
         return False
+
+    def _wait_for_room(self, details: Mapping[str, Any]) -> None:
+        """The host's disk is full: QEMU has stopped the guest, so that no write is lost. Let it try again soon."""
+        if self._waits_for_room is None or self._waits_for_room.done():
+            log.error(
+                "%s stands still: its disk %s cannot be written (%s); it goes on by itself once there is room",
+                self.name,
+                details.get("device") or details.get("node-name"),
+                details.get("reason"),
+            )
+            self._waits_for_room = asyncio.create_task(self._try_again())
+
+    async def _resume_waiting(self) -> None:
+        """An adopted machine may have met a full disk while no daemon was there, or it was paused by the last one."""
+        status: Any = await self._execute("query-status")
+        self._is_paused = status["status"] == "paused"
+        if status["status"] == "io-error":
+            self._wait_for_room({"reason": "met while no daemon was there"})
+
+    async def _try_again(self) -> None:
+        with contextlib.suppress(QubeNotRunning, BackendFailed):
+            while True:
+                await asyncio.sleep(ROOM_RETRY_S)
+                if not self._is_paused:
+                    await self.resume()
+                    await asyncio.sleep(ROOM_SETTLE_S)
+                    if await self.is_running():
+                        return
 
     async def _execute(self, command: str, arguments: dict[str, object] | None = None) -> object:
         """Done, or QubeNotRunning (the machine ended meanwhile), or BackendFailed (refused, or nobody knows)."""
@@ -228,8 +271,9 @@ class QemuMachine:
 
     async def _save_device_state(self, path: Path) -> None:
         assert self._qmp is not None
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        fd = -1
         try:
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             self._qmp.send_fd_scm(fd)
             await self._execute("getfd", {"fdname": "state"})
             await self._ignore_shared_memory()
@@ -246,7 +290,8 @@ class QemuMachine:
         except OSError as error:
             raise BackendFailed(f"cannot write {path}: {error.strerror}") from error
         finally:
-            os.close(fd)
+            if fd >= 0:
+                os.close(fd)
 
     async def _follow(self) -> StopReason:
         """Owns the end: whatever ends the process, this notices, tidies and tells why."""
@@ -273,6 +318,8 @@ class QemuMachine:
 
     async def _let_go(self) -> None:
         self._watch.close()
+        if self._waits_for_room is not None:
+            self._waits_for_room.cancel()
         if self._errors_fd >= 0:
             asyncio.get_running_loop().remove_reader(self._errors_fd)
             os.close(self._errors_fd)

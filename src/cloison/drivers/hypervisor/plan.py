@@ -215,7 +215,9 @@ def _disk(disk: Disk, fds: Descriptors) -> list[str]:
         arguments += ["-add-fd", f"fd={numbers[depth]},set={numbers[depth]}"]
         arguments += ["-blockdev", json.dumps(protocol), "-blockdev", json.dumps(image)]
     boot = ",bootindex=1" if slot == "root" else ""
-    device = f"virtio-blk-pci-non-transitional,id=disk-{slot},drive={slot}0,serial={slot}"
+    # A full host stops a guest whose data are kept, so that no write is lost; throw-away data may fail.
+    on_error = "report" if disk.chain[0].unlinked else "enospc"
+    device = f"virtio-blk-pci-non-transitional,id=disk-{slot},drive={slot}0,serial={slot},werror={on_error}"
     return [*arguments, "-device", f"{device},bus=pcie.0,addr={DISK_ADDRESSES[slot]}{boot}"]
 
 
