@@ -10,7 +10,7 @@ from typing import Any
 from cloison.admin.framing import encode_event, encode_ok
 from cloison.admin.methods import Answer, Call, Desk, Dest, Method, Need, Scope, Streamer, target
 from cloison.admin.own import Progress, Report
-from cloison.admin.vms import state_of
+from cloison.admin.vms import known_qubes, state_of
 from cloison.errors import BadRequest, NoSuchProperty, ProtocolError
 from cloison.model.classes import find_klass
 from cloison.model.names import QubeName, parse_qube_name
@@ -91,7 +91,7 @@ async def list_qubes(desk: Desk, call: Call) -> Answer:
     for name in wanted:
         if name not in QUBE_PROPERTIES:
             raise NoSuchProperty(f"no qube has a property {name[:64]!a}")
-    return _dump([_row(desk, qube, wanted) for qube in desk.inventory])
+    return _dump([_row(desk, qube, wanted) for qube in known_qubes(desk, call)])
 
 
 def _row(desk: Desk, qube: Qube, wanted: list[str]) -> dict[str, object]:
@@ -212,11 +212,11 @@ async def drop_forkpoints(desk: Desk, call: Call) -> Answer:
 
 _NO, _YES, _MAY = Need.NONE, Need.REQUIRED, Need.OPTIONAL
 _DOM0, _QUBE = Dest.DOM0, Dest.QUBE
-_GRO, _GRW, _GX = Scope.GLOBAL_RO, Scope.GLOBAL_RW, Scope.GLOBAL_X
+_GRO, _GRW, _IN = Scope.GLOBAL_RO, Scope.GLOBAL_RW, Scope.INTERNAL
 
 METHODS = (
     Method("cloison.daemon.Status", _DOM0, _NO, _NO, _GRO, "What the daemon is and runs.", status),
-    Method("cloison.daemon.Stop", _DOM0, _NO, _MAY, _GX, "End the daemon; qubes go on unless kill_qubes.", stop_daemon),
+    Method("cloison.daemon.Stop", _DOM0, _NO, _MAY, _IN, "End the daemon; qubes go on unless kill_qubes.", stop_daemon),
     Method("cloison.property.Catalogue", _DOM0, _NO, _NO, _GRO, "Declarations of all properties.", catalogue),
     Method("cloison.qube.List", _DOM0, _NO, _MAY, _GRO, "All qubes with chosen properties in one answer.", list_qubes),
     Method("cloison.qube.Clone", _QUBE, _NO, _YES, _GRW, "Make a copy of a qube.", clone_qube),
@@ -231,6 +231,6 @@ METHODS = (
     Method("cloison.forkpoint.Make", _QUBE, _NO, _NO, _GRW, "Make the fork point that a qube would start from.",
            streamer=_with_progress(_make_forkpoint)),
     Method("cloison.forkpoint.Drop", _DOM0, _NO, _MAY, _GRW, "Drop fork points.", drop_forkpoints),
-    Method("cloison.standalone.Import", _DOM0, _YES, _YES, _GRW, "Make a StandaloneVM of a disk image.",
+    Method("cloison.standalone.Import", _DOM0, _YES, _YES, _IN, "Make a StandaloneVM of a disk image.",
            streamer=_with_progress(_import_standalone)),
 )  # fmt: skip

@@ -307,7 +307,13 @@ async def test_labels(house):
 async def test_a_qube_sees_in_lists_only_what_it_may_know(house):
     assert (await house.ok("admin.vm.List", source="work")).startswith("work ")
     assert len((await house.ok("admin.vm.List", source="work")).splitlines()) == 1
-    assert await house.error("internal.GetSystemInfo", source="work") == "PermissionDenied"
+    assert [row["name"] for row in json.loads(await house.ok("cloison.qube.List", source="work"))] == ["work"]
+    for method, arg, payload in (
+        ("internal.GetSystemInfo", "", ""),
+        ("cloison.standalone.Import", "x", '{"image":"/etc/shadow"}'),
+        ("cloison.daemon.Stop", "", ""),
+    ):
+        assert await house.error(method, "dom0", arg, payload, source="work") == "PermissionDenied"
     assert await house.error("admin.vm.List", source="nobody") == "QubesVMNotFoundError"
     assert await house.error("admin.vm.List", "uuid:123") == "QubesVMInvalidUUIDError"
 
