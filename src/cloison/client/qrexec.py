@@ -43,6 +43,8 @@ RECEIVE_BYTES = 1 << 18
 CONNECT_TIMEOUT_S = 10.0
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 """Signals that the remote command gets in our stead; a second SIGINT or SIGTERM ends us."""
+TERM_GRACE_S = 5.0
+"""How long a command may take to end after SIGTERM, before its caller ends without it."""
 LOST = 255
 REFUSED = 125
 
@@ -108,6 +110,7 @@ class HostCall:
         self._signals: list[int] = []
         self._interrupts = 0
         self._over = False
+        self._give_up_at: float | None = None
 
     def run(self) -> Ending:
         """Carry the call through. Raises OutputClosed if standard output's reader goes away (the call is reset)."""
@@ -133,10 +136,13 @@ class HostCall:
         for sink in self._sinks.values():
             if not is_drained(sink) and sink.fileno() >= 0:
                 poll.register(sink.fileno(), select.POLLOUT)
-        ready = dict(poll.poll())
+        ready = dict(poll.poll(self._patience_ms()))
         if wakeup in ready:
             os.read(wakeup, 512)
         self._handle_signals()
+        if self._give_up_at is not None and time.monotonic() >= self._give_up_at and self._ending is None:
+            self._give_up("the caller was told to end")
+            self._ending = Ending(128 + signal.SIGTERM)
         for stream, sink in self._sinks.items():
             if sink.fileno() in ready:
                 self._give_credit(stream, self._flush(stream, sink))
@@ -149,6 +155,12 @@ class HostCall:
         if happened & ~select.POLLOUT:
             self._receive()
         self._send()
+
+    def _patience_ms(self) -> int | None:
+        """How long a command may still take to end after it was told to; None: it was not told."""
+        if self._give_up_at is None:
+            return None
+        return max(0, round((self._give_up_at - time.monotonic()) * 1000))
 
     def _readable_source(self) -> WindowSource | None:
         """Where input may be read from now: there is one, the call runs, and the qube takes more."""
@@ -273,6 +285,8 @@ class HostCall:
                 self._ending = self._ending or Ending(128 + number)
             elif self._ending is None:
                 self._outgoing += self._wire.send(Signal(LEG_SESSION, number))
+                if number == signal.SIGTERM:
+                    self._give_up_at = time.monotonic() + TERM_GRACE_S
 
     def _tell_window_size(self) -> None:
         if self._terminal is not None and self._accepted:

@@ -13,6 +13,7 @@ from cloison.engine.system import System
 from cloison.errors import QubeNotRunning
 from cloison.model.inventory import Inventory
 from cloison.model.names import QubeName
+from cloison.model.power import PowerState
 from cloison.policy import SystemInfo
 from cloison.qrexec.link import RelayLink
 
@@ -39,6 +40,8 @@ class EngineTargets:
 
     async def ensure_running(self, name: QubeName) -> None:
         await self._system.start(name)
+        if self._system.power_state(name) is PowerState.PAUSED:
+            raise QubeNotRunning(f"{name} is paused", hint=f"`cloison unpause {name}` lets it go on")
 
     async def create_disposable(self, template: QubeName, source: QubeName) -> QubeName:
         name = await self._qubes.create_disposable(template, source=source)

@@ -135,6 +135,20 @@ def test_a_second_ctrl_c_ends_us(daemon: Any, broker: Any) -> None:
     assert process.wait(30) == 130
 
 
+def test_a_command_that_does_not_heed_sigterm_is_left_after_a_while(
+    daemon: Any, broker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = (
+        "import sys, cloison.client.qrexec as q; q.TERM_GRACE_S = 0.2; from cloison.cli import main; sys.exit(main())"
+    )
+    command = "trap '' TERM; echo ready; while :; do sleep 0.05; done"
+    process = subprocess.Popen([sys.executable, "-c", code, "run", "work", command], stdout=subprocess.PIPE)
+    assert process.stdout
+    process.stdout.readline()
+    process.terminate()
+    assert process.wait(30) == 143
+
+
 def _in_terminal(*words: str, rows: int = 31, cols: int = 101) -> tuple[int, int]:
     pid, master = pty.fork()
     if pid == 0:
