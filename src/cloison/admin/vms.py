@@ -23,13 +23,13 @@ def state_of(desk: Desk, qube: Qube) -> PowerState:
     return desk.running.power_state(qube.name) if qube.is_machine else PowerState.RUNNING
 
 
+def known_qubes(desk: Desk, call: Call) -> list[Qube]:
+    """All qubes that the caller may know."""
+    return [q for q in desk.inventory if call.source == DOM0 or desk.permits(call.source, call.method, "", q.name)]
+
+
 async def list_qubes(desk: Desk, call: Call) -> Answer:
-    if call.dest != DOM0:
-        wanted = [target(desk, call)]
-    else:
-        wanted = [
-            q for q in desk.inventory if call.source == DOM0 or desk.permits(call.source, call.method, "", q.name)
-        ]
+    wanted = known_qubes(desk, call) if call.dest == DOM0 else [target(desk, call)]
     return lines(f"{q.name} class={q.klass.value} state={state_of(desk, q).value} uuid={q.uuid}" for q in wanted)
 
 
