@@ -127,10 +127,11 @@ def include_in_backups(inventory: Inventory, qube: Qube) -> bool:
 
 
 def keyboard_layout(inventory: Inventory, qube: Qube) -> str:
-    if qube.klass is Klass.ADMIN:
-        return "us++"
-    guivm = inventory.peer(qube.name, "guivm")
-    return "us++" if guivm is None or guivm.name == qube.name else inventory.text(guivm.name, "keyboard_layout")
+    """That of the qube on whose screen it is shown, and so on."""
+    for holder in inventory.chain(qube.name, "guivm"):
+        if isinstance(layout := holder.properties.get("keyboard_layout"), str):
+            return layout
+    return "us++"
 
 
 def xid(inventory: Inventory, qube: Qube) -> int:

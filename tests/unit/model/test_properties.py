@@ -235,6 +235,14 @@ def test_a_loop_of_netvms_cannot_hang_a_question():
     assert [q.name for q in inventory.chain("a", "netvm")] == ["a", "b"]
 
 
+def test_qubes_that_show_each_other_cannot_hang_a_question():
+    a = qube("a", 1, properties={"guivm": "b"})
+    b = qube("b", 2, properties={"guivm": "a"})
+    assert picture(a, b).value("a", "keyboard_layout") == "us++"
+    c = qube("b", 2, properties={"guivm": "a", "keyboard_layout": "fr++"})
+    assert picture(a, c).value("a", "keyboard_layout") == "fr++"
+
+
 def test_volume_plans_are_those_of_the_notes():
     kinds = {klass: [plan.kind.value for plan in plans.values()] for klass, plans in VOLUMES_OF.items() if plans}
     assert kinds == {
