@@ -1,0 +1,116 @@
+"""The daemon comes when it is needed, goes without taking qubes along, and finds them again however it ended."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.live.conftest import LiveSystem
+
+POWER_OFF_S = 8.0
+MakeQube = Callable[..., str]
+
+
+def state_of(system: LiveSystem, qube: str) -> str:
+    (row,) = system.json("list", qube)
+    return str(row["state"])
+
+
+@pytest.fixture
+def marked_qube(system: LiveSystem, new_qube: MakeQube) -> str:
+    """A running qube with a mark in memory that only this very run has."""
+    qube = new_qube()
+    system.run(qube, "sh", "-c", "echo this run > /run/mark", user="root")
+    return qube
+
+
+def is_the_same_run(system: LiveSystem, qube: str) -> bool:
+    return system.run(qube, "cat", "/run/mark").stdout == b"this run\n"
+
+
+def test_a_stopped_daemon_leaves_qubes_running_and_the_next_command_starts_another(
+    system: LiveSystem, marked_qube: str
+) -> None:
+    before = system.daemon_pid()
+    system.cloison("daemon", "stop")
+    assert system.cloison("daemon", "status", expect=1)
+    assert state_of(system, marked_qube) == "Running"
+    assert system.daemon_pid() != before
+    assert is_the_same_run(system, marked_qube)
+
+
+def test_a_killed_daemon_is_replaced_and_finds_its_qubes(system: LiveSystem, marked_qube: str) -> None:
+    system.kill_daemon()
+    assert state_of(system, marked_qube) == "Running"
+    assert is_the_same_run(system, marked_qube)
+
+
+def test_a_call_that_runs_while_the_daemon_is_killed_ends_with_an_error(system: LiveSystem, marked_qube: str) -> None:
+    call = system.start("run", marked_qube, "--", "sleep", "600", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    with pytest.raises(subprocess.TimeoutExpired):
+        call.wait(5)
+    system.kill_daemon()
+    _, said = call.communicate(timeout=30)
+    assert call.returncode == 255, said
+    assert is_the_same_run(system, marked_qube)
+
+
+def test_a_qube_that_stopped_while_no_daemon_looked_is_halted(system: LiveSystem, marked_qube: str) -> None:
+    power_off = "(sleep 3; echo o > /proc/sysrq-trigger) > /dev/null 2>&1 &"
+    system.run(marked_qube, "sh", "-c", power_off, user="root")
+    system.kill_daemon()
+    time.sleep(POWER_OFF_S)
+    assert state_of(system, marked_qube) == "Halted"
+    system.cloison("start", marked_qube)
+    assert system.run(marked_qube, "test", "-e", "/run/mark", expect=1)
+
+
+def test_a_daemon_killed_while_it_starts_a_qube_leaves_no_half_of_it(system: LiveSystem, new_qube: MakeQube) -> None:
+    qube = new_qube()
+    start = system.start("start", qube, stderr=subprocess.DEVNULL)
+    with pytest.raises(subprocess.TimeoutExpired):
+        start.wait(0.4)
+    system.kill_daemon()
+    start.wait(60)
+    assert state_of(system, qube) in ("Halted", "Running")
+    assert system.run(qube, "echo", "alive").stdout == b"alive\n"
+
+
+def test_disposables_of_a_killed_daemon_are_removed(system: LiveSystem) -> None:
+    call = system.start("run", "--dispvm", "--", "sleep", "600", stderr=subprocess.DEVNULL)
+    with pytest.raises(subprocess.TimeoutExpired):
+        call.wait(8)
+    system.kill_daemon()
+    call.wait(30)
+    from tests.live.conftest import wait_until
+
+    def none_left() -> bool:
+        return all(row["class"] != "DispVM" for row in system.json("list"))
+
+    wait_until(none_left, 60, "the disposable to be removed")
+
+
+def test_there_is_one_daemon_however_many_commands_start_it(system: LiveSystem) -> None:
+    system.cloison("daemon", "stop")
+    commands = [system.start("list", stdout=subprocess.DEVNULL) for _ in range(6)]
+    assert [command.wait(60) for command in commands] == [0] * 6
+    from tests.live.conftest import our_processes
+
+    mine = [line for line in our_processes().values() if "cloison.daemon" in line]
+    assert len(mine) == 1, mine
+
+
+def test_ctrl_c_of_a_client_ends_its_program_and_nothing_else(system: LiveSystem, marked_qube: str) -> None:
+    call = system.start("run", marked_qube, "--", "sleep", "4711", stderr=subprocess.DEVNULL)
+    with pytest.raises(subprocess.TimeoutExpired):
+        call.wait(5)
+    call.send_signal(signal.SIGINT)
+    assert call.wait(30) in (130, 128 + signal.SIGINT, -signal.SIGINT)
+    assert system.run(marked_qube, "pgrep", "-f", "sleep 4711", expect=1)
+    assert is_the_same_run(system, marked_qube)
