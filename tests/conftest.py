@@ -1,0 +1,11 @@
+"""For all tests: no time limits on single examples (machines differ, and are busy), the same examples in CI each time."""
+
+from __future__ import annotations
+
+import os
+
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("gate", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("ci", parent=settings.get_profile("gate"), derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "gate")
