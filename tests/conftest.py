@@ -1,4 +1,4 @@
-"""For all tests: no time limits on single examples (machines differ, and are busy), the same examples in CI each time."""
+"""For all tests: no time limit on single examples (machines differ, and are busy); in CI the same examples each time."""
 
 from __future__ import annotations
 
