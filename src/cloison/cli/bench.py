@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
 import click
@@ -13,7 +12,7 @@ from cloison.cli.command import command
 from cloison.cli.session import Session
 from cloison.errors import CloisonError
 
-PROGRAM = "benchmarks"
+PROGRAM = Path("benchmarks/run")
 
 
 @command("bench", examples=(("cloison bench", "all figures, measured on this machine"),),
@@ -25,8 +24,8 @@ def COMMAND(session: Session, arguments: tuple[str, ...]) -> None:
     Arguments go to the programs in the directory `benchmarks`, which comes with the source tree.
     """
     tree = Path(cloison.__file__).resolve().parents[2]
-    if not (tree / PROGRAM / "__main__.py").exists():
+    if not (tree / PROGRAM).exists():
         raise CloisonError("the benchmarks are not installed here", hint="they come with the source tree: benchmarks/")
-    done = subprocess.run([sys.executable, "-m", PROGRAM, *arguments], cwd=tree, check=False)
+    done = subprocess.run([str(tree / PROGRAM), *arguments], check=False)
     if done.returncode:
         raise click.exceptions.Exit(done.returncode if done.returncode > 0 else 128 - done.returncode)

@@ -42,8 +42,8 @@ def _row(point: dict[str, Any]) -> tuple[Cell, ...]:
     return (
         Cell(str(point.get("template") or point.get("qube") or "-"), "1"),
         Cell(state, STATES.get(state, "")),
-        Cell(human_bytes(point.get("memory_bytes")), "", True),
-        Cell(human_bytes(point.get("disk_bytes")), "", True),
+        Cell(human_bytes(point.get("memory_bytes") or None), "", True),
+        Cell(human_bytes(point.get("disk_bytes") or None), "", True),
         Cell(human_seconds(max(0.0, time.time() - made)) if made else "-", "", True),
         Cell(" ".join(point.get("users") or ()) or "-"),
         Cell(str(point.get("key") or "-"), "2"),

@@ -58,16 +58,19 @@ def _percent(fields: dict[str, str]) -> str:
 
 
 class _PlainLines:
-    """One line per step, with times: for log files."""
+    """One line per step, with times: for log files. Work without steps is not worth a line."""
 
     def __init__(self, doing: str, verbose: bool) -> None:
         self._doing = doing
         self._verbose = verbose
         self._started = self._last = time.monotonic()
         self._step = ""
-        click.echo(f"{doing}", err=True)
+        self._is_announced = False
 
     def on_event(self, event: Event) -> None:
+        if not self._is_announced:
+            click.echo(self._doing, err=True)
+            self._is_announced = True
         if event.name == "progress":
             step, now = _step(event.fields), time.monotonic()
             waited = now - self._last
@@ -80,7 +83,8 @@ class _PlainLines:
             _show_remark(event, self._verbose)
 
     def finish(self) -> None:
-        click.echo(f"{self._doing}: done in {human_seconds(time.monotonic() - self._started)}", err=True)
+        if self._is_announced:
+            click.echo(f"{self._doing}: done in {human_seconds(time.monotonic() - self._started)}", err=True)
 
 
 def _show_remark(event: Event, verbose: bool, show: Callable[[str], object] | None = None) -> None:

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -175,6 +176,12 @@ def call_qube(session: Session, target: str, words: Sequence[str], *, service: b
     return ending.code
 
 
+def _note_waiting(target: str, waits: bool) -> None:
+    """On the terminal, while a qube starts; wiped out as soon as it has."""
+    sys.stderr.write(f"starting {target}…" if waits else "\r\x1b[K")
+    sys.stderr.flush()
+
+
 def command_line(words: Sequence[str]) -> str:
     """One word is a line of shell; several are exactly these arguments; none is the user's shell."""
     import shlex
@@ -212,7 +219,10 @@ def _pump(session: Session, call: Call, wishes: Wishes, discard_output: bool) ->
         source = TypedSource(0) if raw else DescriptorSource(0)
     connection = connect(session.layout)
     terminal = 1 if wishes.tty and os.isatty(1) else None
-    running = HostCall(connection, call, source, (sink(1), sink(2)), terminal=terminal, forward_signals=True)
+    note = partial(_note_waiting, call.target) if session.is_talking else None
+    running = HostCall(
+        connection, call, source, (sink(1), sink(2)), terminal=terminal, forward_signals=True, on_wait=note
+    )
     with raw_terminal(0) if raw else contextlib.nullcontext():
         try:
             return running.run()

@@ -13,7 +13,7 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -43,6 +43,8 @@ RECEIVE_BYTES = 1 << 18
 CONNECT_TIMEOUT_S = 10.0
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 """Signals that the remote command gets in our stead; a second SIGINT or SIGTERM ends us."""
+WAIT_NOTE_S = 0.7
+"""A fork takes less; a person who waits longer wants to know for what."""
 TERM_GRACE_S = 5.0
 """How long a command may take to end after SIGTERM, before its caller ends without it."""
 LOST = 255
@@ -92,10 +94,12 @@ class HostCall:
 
     ``source``: descriptor of standard input, or None for none. Signals are forwarded while ``run`` runs, if
     ``forward_signals`` (main thread only). With ``terminal`` (a descriptor) its window size is told to the qube.
+    ``on_wait`` is called with True when the call was not accepted within ``WAIT_NOTE_S``, and with False afterwards.
     """
 
     def __init__(self, connection: socket.socket, call: Call, source: WindowSource | None, sinks: tuple[Sink, Sink], *,
-                 terminal: int | None = None, forward_signals: bool = False) -> None:  # fmt: skip
+                 terminal: int | None = None, forward_signals: bool = False,
+                 on_wait: Callable[[bool], None] | None = None) -> None:  # fmt: skip
         self._socket = connection
         self._wire = Connection(Role.LEG_CALLER)
         self._call = call
@@ -111,6 +115,9 @@ class HostCall:
         self._interrupts = 0
         self._over = False
         self._give_up_at: float | None = None
+        self._on_wait = on_wait
+        self._note_at = time.monotonic() + WAIT_NOTE_S if on_wait else None
+        self._is_noted = False
 
     def run(self) -> Ending:
         """Carry the call through. Raises OutputClosed if standard output's reader goes away (the call is reset)."""
@@ -140,9 +147,7 @@ class HostCall:
         if wakeup in ready:
             os.read(wakeup, 512)
         self._handle_signals()
-        if self._give_up_at is not None and time.monotonic() >= self._give_up_at and self._ending is None:
-            self._give_up("the caller was told to end")
-            self._ending = Ending(128 + signal.SIGTERM)
+        self._keep_time()
         for stream, sink in self._sinks.items():
             if sink.fileno() in ready:
                 self._give_credit(stream, self._flush(stream, sink))
@@ -154,13 +159,28 @@ class HostCall:
         happened = ready.get(self._socket.fileno(), 0)
         if happened & ~select.POLLOUT:
             self._receive()
+            self._keep_time()
         self._send()
 
     def _patience_ms(self) -> int | None:
-        """How long a command may still take to end after it was told to; None: it was not told."""
-        if self._give_up_at is None:
-            return None
-        return max(0, round((self._give_up_at - time.monotonic()) * 1000))
+        """Until when something must be done even if nothing happens."""
+        times = [at for at in (self._give_up_at, self._note_at) if at is not None]
+        return max(0, round((min(times) - time.monotonic()) * 1000)) if times else None
+
+    def _keep_time(self) -> None:
+        """What falls due: a note that the call takes long, the end of patience with a command told to end."""
+        now = time.monotonic()
+        if self._note_at is not None and (self._accepted or self._ending is not None or now >= self._note_at):
+            self._note_at = None
+            if not self._accepted and self._ending is None and self._on_wait is not None:
+                self._is_noted = True
+                self._on_wait(True)
+        if self._is_noted and (self._accepted or self._ending is not None) and self._on_wait is not None:
+            self._is_noted = False
+            self._on_wait(False)
+        if self._give_up_at is not None and now >= self._give_up_at and self._ending is None:
+            self._give_up("the caller was told to end")
+            self._ending = Ending(128 + signal.SIGTERM)
 
     def _readable_source(self) -> WindowSource | None:
         """Where input may be read from now: there is one, the call runs, and the qube takes more."""

@@ -10,6 +10,7 @@ import select
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,7 @@ class FakeBroker:
         self.calls: list[Call] = []
         self.refuse = ""
         self.cut = False
+        self.slow_s = 0.0
         self.events: list[Event] = []
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(str(path))
@@ -190,6 +192,7 @@ class FakeBroker:
             (call,) = wire.receive_data(peer.recv(65536))
             assert isinstance(call, Call)
             self.calls.append(call)
+            time.sleep(self.slow_s)
             if self.refuse:
                 peer.sendall(wire.send(Refused(LEG_SESSION, self.refuse)))
                 return

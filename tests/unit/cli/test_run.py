@@ -203,6 +203,14 @@ def test_without_a_terminal_of_its_own_a_command_cannot_speak_to_ours(daemon: An
     assert "_]0;evil\a _ café done".encode() in seen
 
 
+def test_a_person_who_waits_is_told_for_what(daemon: Any, broker: Any) -> None:
+    broker.slow_s = 1.2
+    pid, master = _in_terminal("work", "echo 'h'i")
+    seen = _read_until(master, b"hi")
+    os.waitpid(pid, 0)
+    assert seen.startswith("starting work…\r\x1b[Khi".encode())
+
+
 def test_words_become_a_command_line() -> None:
     assert command_line(["a b"]) == "a b"
     assert command_line(["a", "b c", "$x"]) == "a 'b c' '$x'"
