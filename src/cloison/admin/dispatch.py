@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 
 from cloison.admin import devices, ownmethods, settings, storage, system, vms
-from cloison.admin.framing import encode_error, encode_failure, encode_ok
+from cloison.admin.framing import Request, encode_error, encode_failure, encode_ok
 from cloison.admin.methods import Answer, Call, Desk, Dest, Method, Need, Scope
+from cloison.admin.uploads import Upload
 from cloison.errors import BadRequest, CloisonError, ProtocolError, QubeNotFound, Refused
 from cloison.model.inventory import Inventory
 from cloison.model.names import DOM0, QubeName, parse_qube_name
@@ -77,6 +78,16 @@ def find_qube(inventory: Inventory, untrusted_name: str) -> QubeName:
     return inventory.qube(parse_qube_name(untrusted_name)).name
 
 
+def answer_for(error: Exception, what: str) -> bytes:
+    """What the caller is told of a failure: declared errors as they are, of others one line (the log has the rest)."""
+    if isinstance(error, CloisonError):
+        log.info("%s: %s: %s", what, error.wire_name, error)
+        return encode_failure(error)
+    log.error("%s failed", what, exc_info=error)
+    method = what.partition("+")[0]
+    return encode_error("QubesException", f"{method} failed inside the daemon (hint: its log says why)")
+
+
 class Admin:
     """Answers calls. Who may call was decided before: by the socket's permissions, or by the policy."""
 
@@ -92,20 +103,35 @@ class Admin:
     ) -> AsyncGenerator[bytes, None]:
         """The answer in parts: one, or for streams as many as there are."""
         try:
-            row, call = self._check(source, dest, method, arg, payload)
+            row, call = self.check(source, dest, method, arg, payload)
             if row.streamer is not None:
                 async for part in row.streamer(self.desk, call):
                     yield part
             elif row.handler is not None:
                 yield encode_ok(await row.handler(self.desk, call))
-        except CloisonError as error:
-            log.info("%s+%s %s for %s: %s: %s", method, arg, dest, source, error.wire_name, error)
-            yield encode_failure(error)
-        except Exception:  # the border: the caller gets one line, the log gets the rest
-            log.exception("%s+%s %s for %s failed", method, arg, dest, source)
-            yield encode_error("QubesException", f"{method} failed inside the daemon (hint: its log says why)")
+        except Exception as error:  # the border
+            yield answer_for(error, f"{method}+{arg} {dest} for {source}")
 
-    def _check(self, source: str, dest: str, method: str, arg: str, payload: bytes) -> tuple[Method, Call]:
+    async def take(self, request: Request, more: Callable[[], Awaitable[bytes]]) -> bytes:
+        """The answer of an upload whose first data came with the request; ``more`` gives the next, empty at the end.
+
+        A client that dies half-way has sent too little: the volume stays as it was.
+        """
+        try:
+            _, call = self.check(request.source, request.dest, request.method, request.arg, b"-")
+            upload = Upload(self.desk, call)
+            try:
+                await upload.receive(request.payload)
+                while data := await more():
+                    await upload.receive(data)
+                return encode_ok(await upload.finish())
+            finally:
+                await upload.abandon()
+        except Exception as error:  # the border
+            return answer_for(error, f"{request.method}+{request.arg} {request.dest} for {request.source}")
+
+    def check(self, source: str, dest: str, method: str, arg: str, payload: bytes) -> tuple[Method, Call]:
+        """The row and the checked call; a CloisonError if it does not fit."""
         row = METHODS.get(method)
         if row is None:
             raise ProtocolError(f"there is no method {method[:80]!a}")

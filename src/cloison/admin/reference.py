@@ -30,8 +30,6 @@ _SCOPE = {
 }
 _MISSING = (
     ("admin.backup.Info, Execute, Cancel", "ProtocolError (no such method)", "backups are not there yet"),
-    ("admin.vm.volume.Import, ImportWithSize", "ProtocolError (no such method)",
-     "their data do not fit a request; internal.vm.volume.ImportBegin and ImportEnd are what they are made of"),
     ("admin.vm.device.*.Available, Attached", "empty list", "no qube exposes devices yet"),
     ("admin.vm.device.*.Attach", "UnrecognizedDevice", "as above"),
     ("admin.vm.Suspend, Resume", "pause and unpause", "no suspend to memory inside guests yet"),

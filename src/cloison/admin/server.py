@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 import select
 import socket
 import struct
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from cloison.admin.dispatch import Admin
 from cloison.admin.framing import MAX_REQUEST_BYTES, FramingError, parse_request
+from cloison.admin.uploads import UPLOADS, sweep
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +27,7 @@ REQUEST_TIMEOUT_S = 30.0
 MAX_CONNECTIONS = 4096
 """Open at once; each holds a request of at most 64 KiB while it is read."""
 LISTEN_BACKLOG = 256
+UPLOAD_CHUNK_BYTES = 1 << 20
 IDLE_CHECK_S = 30.0
 """How often a silent stream looks whether its listener is still there (its write side is closed from the start)."""
 _PEER = struct.Struct("3i")
@@ -39,6 +42,7 @@ class AdminServer:
 
     async def start(self) -> None:
         """Listen. An old socket file is replaced: the system's lock, which the caller holds, says it is nobody's."""
+        sweep(self._admin.desk)
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._path.parent.chmod(0o700)
         self._path.unlink(missing_ok=True)
@@ -86,10 +90,20 @@ class AdminServer:
                 await writer.wait_closed()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        data = await asyncio.wait_for(_read_all(reader), REQUEST_TIMEOUT_S)
-        if not data:
-            return  # somebody only looked whether we are there
-        request = parse_request(data)
+        async with asyncio.timeout(REQUEST_TIMEOUT_S):
+            data = await _read_start(reader)
+            if not data:
+                return  # somebody only looked whether we are there
+            if is_upload := _method(data) in UPLOADS:
+                request = parse_request(data)
+            else:
+                request = parse_request(data + await _read_rest(reader, MAX_REQUEST_BYTES - len(data)))
+        if is_upload:
+            writer.write(await self._admin.take(request, lambda: reader.read(UPLOAD_CHUNK_BYTES)))
+            while await reader.read(UPLOAD_CHUNK_BYTES):
+                pass  # a client that is still sending hears the answer only when it has finished
+            await writer.drain()
+            return
         parts = self._admin.stream(request.source, request.dest, request.method, request.arg, request.payload)
         following = None
         try:
@@ -113,16 +127,30 @@ class AdminServer:
             await parts.aclose()
 
 
-async def _read_all(reader: asyncio.StreamReader) -> bytes:
-    """Up to end-of-file; FramingError as soon as it is too long."""
+async def _read_start(reader: asyncio.StreamReader) -> bytes:
+    """At least the header, if there is one; FramingError if it is too long."""
+    data = b""
+    while b"\0" not in data and len(data) <= MAX_REQUEST_BYTES:
+        chunk = await reader.read(MAX_REQUEST_BYTES + 1 - len(data))
+        if not chunk:
+            break
+        data += chunk
+    return data
+
+
+async def _read_rest(reader: asyncio.StreamReader, limit: int) -> bytes:
+    """Up to end-of-file; FramingError as soon as it is longer than the limit."""
     chunks: list[bytes] = []
-    size = 0
-    while chunk := await reader.read(MAX_REQUEST_BYTES + 1 - size):
+    while limit >= 0 and (chunk := await reader.read(limit + 1)):
         chunks.append(chunk)
-        size += len(chunk)
-        if size > MAX_REQUEST_BYTES:
-            raise FramingError(f"longer than {MAX_REQUEST_BYTES} bytes")
+        limit -= len(chunk)
+    if limit < 0:
+        raise FramingError(f"longer than {MAX_REQUEST_BYTES} bytes")
     return b"".join(chunks)
+
+
+def _method(data: bytes) -> str:
+    return re.split(rb"[+ \0]", data, maxsplit=1)[0].decode("ascii", "replace")
 
 
 def _is_ours(writer: asyncio.StreamWriter) -> bool:

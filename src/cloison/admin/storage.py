@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-import secrets
 
+from cloison.admin import uploads
 from cloison.admin.methods import (
     Answer,
     Call,
@@ -19,7 +19,7 @@ from cloison.admin.methods import (
     target,
 )  # fmt: skip
 from cloison.engine.volumes import volume_not_found
-from cloison.errors import BadRequest, CloisonError, DiskFull, ProtocolError, StorageNotFound
+from cloison.errors import BadRequest, CloisonError, ProtocolError, StorageNotFound
 from cloison.model.qube import Pool
 from cloison.model.volumes import KERNEL_OF_TEMPLATE, KERNEL_POOL, Volume
 
@@ -132,19 +132,7 @@ async def import_begin(desk: Desk, call: Call) -> Answer:
     """``SIZE PATH``: the caller writes that many bytes to the file, then calls ImportEnd."""
     volume = _record(desk, call)
     size = call.number if call.payload else volume.size_bytes
-    desk.imports.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path = desk.imports / f"{secrets.token_hex(8)}.img"
-    with path.open("xb") as file:
-        try:
-            file.truncate(size)
-        except OSError as error:
-            path.unlink()
-            raise DiskFull(f"no room for {size} bytes of volume {volume.name} of {call.dest}: {error}") from None
-    path.chmod(0o600)
-    old = desk.volumes.begin_import(call.dest, volume.name, path, size)
-    if old is not None:
-        old.unlink(missing_ok=True)
-    return f"{size} {path}"
+    return f"{size} {uploads.open_file(desk, call.dest, volume.name, size)}"
 
 
 async def import_end(desk: Desk, call: Call) -> Answer:
@@ -155,6 +143,18 @@ async def import_end(desk: Desk, call: Call) -> Answer:
     if status == "fail":
         raise BadRequest(f"the import into volume {call.arg} of {call.dest} failed: {message[:200]}")
     return ""
+
+
+async def import_whole(desk: Desk, call: Call) -> Answer:
+    """An import whose data came with the call; the server feeds larger ones in portions."""
+    _record(desk, call)
+    upload = uploads.Upload(desk, call)
+    try:
+        await upload.receive(call.payload)
+        return await upload.finish()
+    except BaseException:
+        await upload.abandon()
+        raise
 
 
 # -- pools -----------------------------------------------------------------------------------------------------------
@@ -267,6 +267,9 @@ METHODS = (
     _volume("Set.revisions_to_keep", set_revisions_to_keep, "How many revisions are kept (payload).", payload=_YES),
     _volume("Set.rw", set_rw, "Whether the qube may write to it (payload).", payload=_YES),
     _volume("Set.ephemeral", set_ephemeral, "Whether it is encrypted under a throw-away key (payload).", payload=_YES),
+    _volume("Import", import_whole, "Replace the content; payload: data of exactly the volume's size.", payload=_YES),
+    _volume("ImportWithSize", import_whole, "Replace content and size; payload: the size, a newline, the data.",
+            payload=_YES),
     Method("internal.vm.volume.ImportBegin", Dest.ANY, _YES, _MAY, Scope.INTERNAL,
            "Begin to replace a volume's content: answers size and path of a file to fill.", import_begin),
     Method("internal.vm.volume.ImportEnd", Dest.ANY, _YES, _YES, Scope.INTERNAL,

@@ -337,7 +337,6 @@ class Volumes:
         """Note that data are collected at ``path``; the file of an import that was given up is returned."""
         record = self.volume(name, volume)
         if record.kind is not VolumeKind.KEPT:
-            path.unlink(missing_ok=True)
             raise BadRequest(f"volume {volume} of {name} is not kept: nothing can be imported into it")
         require_halted(self._seats, name, f"import into volume {volume} of")
         old = self._imports.pop((name, volume), None)
@@ -345,10 +344,18 @@ class Volumes:
         self._ledger.tell(e.VolumeImportBegun(name, volume, size_bytes))
         return old[0] if old else None
 
-    async def end_import(self, name: QubeName, volume: str, *, success: bool) -> None:
-        """Take the collected data as the volume's new content, or forget them."""
-        found = self._imports.pop((name, volume), None)
-        if found is None:
+    async def end_import(self, name: QubeName, volume: str, path: Path | None = None, *, success: bool) -> None:
+        """Take the collected data as the volume's new content, or forget them.
+
+        ``path``: whose import it must be; another one may have been begun meanwhile.
+        """
+        found = self._imports.get((name, volume))
+        if found is not None and path in (None, found[0]):
+            del self._imports[name, volume]
+        elif path is not None and not success:
+            path.unlink(missing_ok=True)
+            return
+        else:
             raise ProtocolError(f"no import into volume {volume} of {name} was begun")
         path, size_bytes = found
         try:
