@@ -1,4 +1,4 @@
-"""For all tests: no time limit on single examples (machines differ, and are busy); in CI the same examples each time."""
+"""For all tests: no time limit on single examples (machines differ, and are busy); in CI the same examples always."""
 
 from __future__ import annotations
 
