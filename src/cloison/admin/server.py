@@ -128,10 +128,10 @@ class AdminServer:
 
 
 async def _read_start(reader: asyncio.StreamReader) -> bytes:
-    """At least the header, if there is one; FramingError if it is too long."""
+    """At least the header, if there is one, and never more than a request may hold."""
     data = b""
-    while b"\0" not in data and len(data) <= MAX_REQUEST_BYTES:
-        chunk = await reader.read(MAX_REQUEST_BYTES + 1 - len(data))
+    while b"\0" not in data and len(data) < MAX_REQUEST_BYTES:
+        chunk = await reader.read(MAX_REQUEST_BYTES - len(data))
         if not chunk:
             break
         data += chunk

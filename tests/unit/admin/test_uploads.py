@@ -49,6 +49,8 @@ async def test_data_larger_than_a_request_become_the_content(house, socket_path)
 
 
 async def test_data_in_one_piece_with_the_header(house, socket_path):
+    assert await send(socket_path, header() + b"%d\n" % SIZE + DATA) == b"0\0"
+    assert content(house).encode() == DATA
     assert await send(socket_path, header() + b"5\nhello") == b"0\0"
     assert content(house) == "hello"
     assert await house.ok("admin.vm.volume.Import", "work", "private", b"world") == ""
