@@ -121,6 +121,7 @@ async def built(layout: Layout) -> AsyncIterator[House]:
         books.qubes = Qubes(ledger, system, books.volumes, kept=(kernels,))
         templates = Templates(system, ledger, books.qubes, functools.partial(build_for_engine, layout.cache))
         committed.append(templates)
+        books.volumes.root_changed = templates.committed
 
         stopping: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         facade = Facade(layout, accelerator, (host := await hypervisor.host()).qemu_text, host.why, time.time())

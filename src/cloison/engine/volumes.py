@@ -38,6 +38,9 @@ MAX_TOKENS = 64
 DEFAULT_POOLS = tuple(f"default_pool{suffix}" for suffix in ("", "_private", "_root", "_volatile", "_kernel"))
 
 
+ROOT = "root"
+
+
 @dataclass(frozen=True)
 class PoolDriver:
     """``make`` opens a pool as configured; ``options`` are the configuration's keys (``mandatory`` among them)."""
@@ -55,6 +58,8 @@ class Volumes:
         self._open: dict[str, storage.Pool] = {}
         self._tokens: dict[str, tuple[QubeName, str]] = {}
         self._imports: dict[tuple[QubeName, str], tuple[Path, int]] = {}
+        self.root_changed: Callable[[QubeName], None] = lambda name: None
+        """Told when a halted qube's root got another content (reverted, cloned into): what was made from it is old."""
 
     # -- pools -----------------------------------------------------------------------------------------------------
 
@@ -255,6 +260,8 @@ class Volumes:
                     hint=f"there are {', '.join(known) or 'none'}",
                 )
             await self.pool(record.pool).revert(record.vid, revision)
+        if volume == ROOT:
+            self.root_changed(name)
 
     async def clear(self, name: QubeName, volume: str) -> None:
         """Empty it, keeping its size."""
@@ -311,6 +318,8 @@ class Volumes:
         async with self.held(name):
             await self._replace(name, target, origin)
         self._ledger.tell(e.VolumeCloned(name, volume, f"{source[0]}:{source[1]}"))
+        if volume == ROOT:
+            self.root_changed(name)
 
     async def _replace(self, name: QubeName, old: Volume, content: Volume | None) -> None:
         """Put a new volume (blank, or a clone of ``content``) in the place of a kept one: made whole first, then

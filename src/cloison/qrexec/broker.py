@@ -319,7 +319,12 @@ class Broker:
             if spelled is None:
                 raise NotNow("dom0 has no default_dispvm", hint="name the disposable template: --dispvm=NAME")
         if spelled is None or spelled == "@default":
-            raise QubeNotFound(call.target.removeprefix(DISPOSABLE_PREFIX))
+            name = call.target.removeprefix(DISPOSABLE_PREFIX)
+            if name != call.target and name in system.shape.targets:
+                raise BadRequest(
+                    f"no disposables are made from {name}", hint=f"cloison prefs {name} template_for_dispvms True"
+                )
+            raise QubeNotFound(name)
         if spelled == DOM0 and call.command:
             raise BadRequest("dom0 runs services only; a command for dom0 is run by your own shell")
         running.view = replace(running.view, target=spelled, user=call.user)
