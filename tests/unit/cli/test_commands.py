@@ -471,3 +471,9 @@ def test_a_list_of_a_hundred_qubes_imports_little(daemon: Any) -> None:
     code += f"print(sorted({heavy} & set(sys.modules)), file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stderr == "[]\n"
+
+
+def test_the_documented_exit_codes_are_the_real_ones() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "command-line.md").read_text()
+    rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("|") and line[2].isdigit()]
+    assert {(int(code), meaning) for code, meaning in rows} == {(int(c), m) for c, m in MEANINGS.items()}
