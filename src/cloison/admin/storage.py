@@ -92,7 +92,9 @@ async def revert(desk: Desk, call: Call) -> Answer:
 
 
 async def resize(desk: Desk, call: Call) -> Answer:
-    await desk.volumes.resize(call.dest, _record(desk, call).name, call.number)
+    volume = _record(desk, call).name
+    await desk.volumes.resize(call.dest, volume, call.number)
+    await desk.running.grow_disk(call.dest, volume, call.number)
     return ""
 
 

@@ -36,6 +36,7 @@ from cloison.engine.runs import Phase
 from cloison.engine.start import Facts, Ground, Live, launch
 from cloison.engine.stop import ask_to_stop, put_away, take_kernel
 from cloison.errors import (
+    BackendFailed,
     BadRequest,
     CloisonError,
     QubeInUse,
@@ -49,6 +50,9 @@ from cloison.model.names import DOM0, QubeName
 from cloison.model.power import PowerState
 
 log = logging.getLogger(__name__)
+
+RESIZE_TIMEOUT_S = 300.0
+"""Growing a file system by hundreds of gigabytes takes an emulated guest minutes."""
 
 
 class Books(Protocol):
@@ -231,6 +235,20 @@ class System:
             self._write_paused(live, paused=False)
             self._turn_to(seat, PowerState.RUNNING)
             self.books.say(QubeUnpaused(name))
+
+    async def grow_disk(self, name: QubeName, volume: str, size_bytes: int) -> None:
+        """The volume became larger: tell the machine, and the guest, which then grows its file system."""
+        live = self.find_live(name)
+        if live is None or volume not in live.facts.volumes:
+            return
+        await live.machine.grow_disk(volume, size_bytes)
+        if live.link is not None and volume != "volatile":
+            result = await live.link.run_service(
+                "qubes.ResizeDisk", user="root", stdin=f"{volume}\n".encode(), timeout_s=RESIZE_TIMEOUT_S
+            )
+            if result.exit_code != 0:
+                said = result.stderr.decode(errors="replace").strip()[-200:]
+                raise BackendFailed(f"{name} did not grow the file system of its {volume} volume: {said!a}")
 
     def release(self, name: QubeName) -> None:
         """A disposable's task is done: end it and remove all traces, in the background."""

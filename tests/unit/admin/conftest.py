@@ -156,6 +156,8 @@ class FakeRunning:
         if name not in self.states:
             raise QubeNotStarted(f"{name} is not running")
 
+    async def grow_disk(self, name: QubeName, volume: str, size_bytes: int) -> None: ...
+
     async def pause(self, name: QubeName) -> None:
         if self.states.get(name) is not PowerState.RUNNING:
             raise QubeNotRunning(f"{name} is not running")

@@ -103,6 +103,10 @@ class Machine(Protocol):
         """Balloon target."""
         ...
 
+    async def grow_disk(self, slot: str, size_bytes: int) -> None:
+        """Make a disk larger while the guest runs; the guest is told by its hardware."""
+        ...
+
     async def memory_kib(self) -> int:
         """Resident (proportional) memory of the machine's process."""
         ...

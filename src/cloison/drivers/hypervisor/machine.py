@@ -147,6 +147,9 @@ class QemuMachine:
     async def set_memory(self, mib: int) -> None:
         await self._execute("balloon", {"value": mib << 20})
 
+    async def grow_disk(self, slot: str, size_bytes: int) -> None:
+        await self._execute("block_resize", {"node-name": f"{slot}0", "size": size_bytes})
+
     async def memory_kib(self) -> int:
         return self._watch.memory_kib()
 
