@@ -286,7 +286,7 @@ def test_a_caller_that_goes_away_takes_the_service_with_it(host: Host) -> None:
 
 def test_a_terminal_has_a_size_and_ctrl_c(host: Host) -> None:
     number = host.start(
-        command="stty size; tty >/dev/null && echo tty; read x; stty size; cat", tty=Tty("xterm", 30, 100)
+        command="stty size; tty >/dev/null && echo tty; read x; echo $(stty size); exec cat", tty=Tty("xterm", 30, 100)
     )
     host.wait(lambda event: isinstance(event, Data) and b"tty" in bytes(event.payload))
     host.send(WindowSize(number, 40, 120))
