@@ -32,7 +32,9 @@ CLIENTS_KNOW = frozenset({
 def test_every_error_has_a_name_that_clients_know():
     kinds = [errors.CloisonError]
     for kind in kinds:
-        kinds += [child for child in kind.__subclasses__() if child.__module__.startswith("cloison.")]
+        children = [child for child in kind.__subclasses__() if child.__module__.startswith("cloison.")]
+        # The policy's own errors leave by the policy services, whose clients know other names.
+        kinds += [child for child in children if not child.__module__.startswith("cloison.policy.")]
     assert {kind.wire_name for kind in kinds} <= CLIENTS_KNOW
 
 
