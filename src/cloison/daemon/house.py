@@ -85,6 +85,7 @@ async def serve(layout: Layout) -> None:
             log.info("serving %s", layout.admin_socket)
             house.system.own(_autostart(house), "autostart")
             house.system.own(house.templates.resume(), "fork points left over")
+            house.system.own(house.templates.follow_removals(), "fork points of removed templates")
             kill_qubes = await house.stopping
         if kill_qubes:
             await _kill_all(house.system)

@@ -43,6 +43,8 @@ BOOT_TIMEOUT_S = 420.0
 """Longest wait for a cold boot; generous, because an emulated guest on a loaded machine needs minutes."""
 SPARE_BYTES = 1 << 30
 """Free disk space below which no fork point is made and the least recently used ones are dropped."""
+UNUSED_S = 30 * 24 * 3600.0
+"""After this long without a fork, a fork point goes when the next one is made: its template, kernel or QEMU is history."""
 MANIFEST = "fork.json"
 
 MakeLayer = Callable[[Path, Chain], Awaitable[Chain]]
@@ -264,6 +266,9 @@ class ForkPoints:
     def _make_room(self, source: ForkSource) -> None:
         needed = SPARE_BYTES + (source.spec.memory_mib << 20)
         points = sorted(self.complete(), key=ForkPoint.last_used)
+        while points and points[0].last_used() < time.time() - UNUSED_S:
+            log.info("dropping fork point %s of %s: long unused", points[0].key, points[0].template)
+            self.drop(points.pop(0).key)
         while (free := shutil.disk_usage(self._directory).free) < needed:
             if not points:
                 raise DiskFull(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cloison.drivers.storage.base import Pool, VolumeSpec
-from cloison.engine.events import ForkPointDropped, ForkPointMade, TemplateCommitted
+from cloison.engine.events import ForkPointDropped, ForkPointMade, QubeRemoved, TemplateCommitted
 from cloison.engine.facts import AGENT_FEATURE, facts_of
 from cloison.engine.forkpoints import ForkPoint, ForkSource
 from cloison.engine.inventory import Ledger
@@ -196,6 +196,16 @@ class Templates:
                     await self.make_forkpoint(qube.name)
                 except CloisonError as error:
                     log.warning("%s has no fork point: %s", qube.name, error)
+
+    async def follow_removals(self) -> None:
+        """Drop the fork points of templates that are removed, for as long as the daemon runs."""
+        async for event in self._ledger.bus.subscribe():
+            if isinstance(event, QubeRemoved) and self._revisions.pop(event.qube, None) is not None:
+                kept = set(self._revisions.values())
+                for point in self._system.ground.forkpoints.complete():
+                    if point.template == event.qube and point.revision_id not in kept:
+                        self._system.ground.forkpoints.drop(point.key)
+                        self._ledger.tell(ForkPointDropped(event.qube, f"{point.key}: its template was removed"))
 
     def is_outdated(self, name: QubeName) -> bool:
         """Whether a running qube started from an older root revision than its template has now."""
