@@ -44,7 +44,7 @@ BOOT_TIMEOUT_S = 420.0
 SPARE_BYTES = 1 << 30
 """Free disk space below which no fork point is made and the least recently used ones are dropped."""
 UNUSED_S = 30 * 24 * 3600.0
-"""After this long without a fork, a fork point goes when the next one is made: its template, kernel or QEMU is history."""
+"""A fork point unused for this long goes when the next one is made: its template, kernel or QEMU is history."""
 MANIFEST = "fork.json"
 
 MakeLayer = Callable[[Path, Chain], Awaitable[Chain]]
