@@ -9,7 +9,7 @@ from typing import Any
 
 from cloison_agent import disks, users
 from cloison_agent.agent import Agent, Answer, ControlVerb
-from cloison_agent.identity import apply_identity
+from cloison_agent.identity import apply_identity, papers
 from cloison_agent.launch import Task, start_task
 
 QUIET_CHECK_S = 1.0
@@ -42,6 +42,7 @@ def prepare_freeze(agent: Agent, fields: Mapping[str, Any], answer: Answer) -> N
     os.sync()
     for serial in ("private", "volatile"):
         disks.release_disk(serial)
+    papers.prepare()
     _warm(agent)
     deadline_checks = round(float(fields.get("timeout_s", QUIET_DEADLINE_S)) / QUIET_CHECK_S)
     _when_quiet(agent, answer, _busy_and_total(), 0, deadline_checks)

@@ -16,16 +16,95 @@ import subprocess
 import time
 import uuid
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from cloison_agent import disks, syscalls, users
 
 RW = "/rw"
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
 RC_LOCAL = "/rw/config/rc.local"
+PAPERS = "/run/cloison"
 BIND_DIRS_CONFIG = ("/usr/lib/qubes-bind-dirs.d", "/etc/qubes-bind-dirs.d", "/rw/config/qubes-bind-dirs.d")
 KEEPS_ROOT = frozenset({"TemplateVM", "StandaloneVM"})
-"""Classes whose root volume is kept: /usr/local and bind-dirs stay on it."""
+"""Classes whose root volume is kept: /usr/local, bind-dirs and the files that say who we are stay on it."""
+
+
+class Papers:
+    """The small files that say who this machine is, kept in memory and bound over their places.
+
+    A fork fills them in by one write each to a descriptor that was open before the freeze: creating, opening or
+    writing files on the disk costs a fresh fork several times more, since none of that code is warm in an emulator.
+    """
+
+    PLACES: ClassVar[Mapping[str, str]] = {
+        "hostname": "/etc/hostname",
+        "hosts": "/etc/hosts",
+        "machine-id": "/etc/machine-id",
+        "boot_id": BOOT_ID,
+    }
+
+    def __init__(self) -> None:
+        self._open: dict[str, int] = {}
+        self._random: int | None = None
+        self._prepared = False
+
+    def prepare(self) -> None:
+        """Make and bind the files, with what is in their places now. Once."""
+        if self._prepared:
+            return
+        self._prepared = True
+        os.makedirs(PAPERS, exist_ok=True)
+        for name, place in self.PLACES.items():
+            self._open[name] = _make_paper(f"{PAPERS}/{name}", place)
+        if self._random is None:
+            self._random = os.open("/dev/urandom", os.O_WRONLY | os.O_CLOEXEC)
+        _remove_host_keys()
+        os.makedirs("/run/qubes-service", exist_ok=True)
+        os.makedirs(f"{RW}/config", exist_ok=True)
+        if user := users.find_user(users.DEFAULT_USER):
+            _make_runtime_directory(user.uid, user.gid)
+
+    def give_up(self) -> None:
+        """Take the files away again: this qube keeps its root."""
+        for name in list(self._open):
+            if name != "boot_id":
+                os.close(self._open.pop(name))
+                with contextlib.suppress(OSError):
+                    syscalls.unmount(self.PLACES[name], syscalls.MNT_DETACH)
+
+    def has(self, name: str) -> bool:
+        return name in self._open
+
+    def fill(self, name: str, text: str) -> None:
+        content = text.encode()
+        if name in self._open:
+            fd = self._open[name]
+            os.pwrite(fd, content, 0)
+            os.ftruncate(fd, len(content))
+        else:
+            _put(self.PLACES[name], text)
+
+    def mix_random(self, seed: bytes) -> None:
+        if self._random is None:
+            self._random = os.open("/dev/urandom", os.O_WRONLY | os.O_CLOEXEC)
+        syscalls.add_entropy(self._random, seed)
+
+
+papers = Papers()
+
+
+def _make_paper(path: str, place: str) -> int:
+    try:
+        with open(place, "rb") as file:
+            content = file.read(65536)
+    except FileNotFoundError:
+        content = b""
+        _put(place, "")
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    os.fchmod(fd, 0o444 if place.endswith("id") else 0o644)
+    os.write(fd, content)
+    syscalls.bind(path, place)
+    return fd
 
 
 def apply_identity(fields: Mapping[str, Any]) -> dict[str, int]:
@@ -39,28 +118,34 @@ def apply_identity(fields: Mapping[str, Any]) -> dict[str, int]:
         timings[f"us_{step}"] = round((now - last) * 1e6)
         last = now
 
+    klass = str(fields.get("klass", "AppVM"))
+    if "entropy" in fields:
+        papers.mix_random(base64.b64decode(fields["entropy"], validate=True))
+    done("entropy")
     if "clock_ns" in fields:
         time.clock_settime_ns(time.CLOCK_REALTIME, int(fields["clock_ns"]))
-    if "entropy" in fields:
-        syscalls.add_entropy(base64.b64decode(fields["entropy"]))
-    done("clock_entropy")
+    done("clock")
+    if klass in KEEPS_ROOT:
+        papers.give_up()
+    else:
+        papers.prepare()
+    done("papers")
     _apply_names(fields)
     done("names")
     _apply_services(fields.get("services") or {})
     if fields.get("timezone"):
         _apply_timezone(str(fields["timezone"]))
     done("services")
-    disks.bind_disks()
-    done("bind_disks")
+    if fields.get("private") or fields.get("volatile"):
+        disks.bind_disks()
+        done("bind_disks")
     if fields.get("private"):
         _mount_rw()
-    _bind_rw(str(fields.get("klass", "AppVM")), bool(fields.get("private")))
-    done("mounts")
+        done("mount")
+    _bind_rw(klass, bool(fields.get("private")))
     if fields.get("volatile") and (device := disks.find_disk("volatile")):
         with contextlib.suppress(OSError):
             disks.use_as_swap(device)
-    if user := users.find_user(str(fields.get("default_user") or users.DEFAULT_USER)):
-        _make_runtime_directory(user.uid, user.gid)
     start_rc_local()
     done("rest")
     return timings
@@ -70,24 +155,24 @@ def _apply_names(fields: Mapping[str, Any]) -> None:
     hostname = str(fields.get("hostname") or fields.get("name") or "")
     if hostname:
         socket.sethostname(hostname)
-        _put("/etc/hostname", f"{hostname}\n")
-        _put("/etc/hosts", f"127.0.0.1 localhost\n127.0.1.1 {hostname}\n::1 localhost ip6-localhost ip6-loopback\n")
-    if "name" in fields:
-        _put("/run/qubes/name", f"{fields['name']}\n")
+        papers.fill("hostname", f"{hostname}\n")
+        papers.fill("hosts", f"127.0.0.1 localhost\n127.0.1.1 {hostname}\n::1 localhost ip6-localhost ip6-loopback\n")
     if fields.get("machine_id"):
-        _put("/etc/machine-id", f"{fields['machine_id']}\n", mode=0o444)
-    _put("/run/cloison/boot_id", f"{uuid.uuid4()}\n", mode=0o444)
-    with contextlib.suppress(OSError):
-        syscalls.unmount(BOOT_ID, syscalls.MNT_DETACH)
-    syscalls.bind("/run/cloison/boot_id", BOOT_ID)
-    if str(fields.get("klass")) not in KEEPS_ROOT:
-        for name in os.listdir("/etc/ssh") if os.path.isdir("/etc/ssh") else ():
-            if name.startswith("ssh_host_"):
-                os.unlink(f"/etc/ssh/{name}")
+        papers.fill("machine-id", f"{fields['machine_id']}\n")
+    if papers.has("boot_id"):
+        papers.fill("boot_id", f"{uuid.uuid4()}\n")
+
+
+def _remove_host_keys() -> None:
+    """Forks must not share the keys of an ssh server; each makes its own when it starts one."""
+    for name in os.listdir("/etc/ssh") if os.path.isdir("/etc/ssh") else ():
+        if name.startswith("ssh_host_"):
+            os.unlink(f"/etc/ssh/{name}")
 
 
 def _apply_services(services: Mapping[str, Any]) -> None:
-    os.makedirs("/run/qubes-service", exist_ok=True)
+    if services:
+        os.makedirs("/run/qubes-service", exist_ok=True)
     for name, wanted in services.items():
         if "/" not in name and not name.startswith(".") and wanted:
             _put(f"/run/qubes-service/{name}", "")
@@ -95,7 +180,12 @@ def _apply_services(services: Mapping[str, Any]) -> None:
 
 def _apply_timezone(name: str) -> None:
     zone = f"/usr/share/zoneinfo/{name}"
-    if ".." in name or not os.path.isfile(zone) or os.path.realpath("/etc/localtime") == os.path.realpath(zone):
+    try:
+        if os.readlink("/etc/localtime").endswith(f"zoneinfo/{name}"):
+            return
+    except OSError:
+        pass
+    if ".." in name or not os.path.isfile(zone):
         return
     with contextlib.suppress(FileNotFoundError):
         os.unlink("/etc/localtime")
@@ -112,13 +202,13 @@ def _mount_rw() -> None:
 
 
 def _bind_rw(klass: str, private: bool) -> None:
-    """Populate /rw and put its parts in their places; without a private disk /home and /usr/local stay."""
+    """Populate /rw and put its parts in their places; without a private disk all stays as it is."""
+    if not private:
+        return
     os.makedirs(f"{RW}/config", exist_ok=True)
-    if private:
-        _bind_with_skeleton(f"{RW}/home", "/home")
-        if klass not in KEEPS_ROOT:
-            _bind_with_skeleton(f"{RW}/usrlocal", "/usr/local")
+    _bind_with_skeleton(f"{RW}/home", "/home")
     if klass not in KEEPS_ROOT:
+        _bind_with_skeleton(f"{RW}/usrlocal", "/usr/local")
         for path in bind_dirs():
             _bind_one(path)
 

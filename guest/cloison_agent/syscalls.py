@@ -52,11 +52,13 @@ def link_open_file(fd: int, directory: int, name: bytes) -> None:
     _check(_libc.linkat(fd, b"", directory, name, _AT_EMPTY_PATH), os.fsdecode(name))
 
 
-def add_entropy(seed: bytes) -> None:
-    """Mix the seed into the kernel's pool, credit it, and make every generator start anew from it."""
-    with open("/dev/urandom", "wb", buffering=0) as random:
-        fcntl.ioctl(random, _RNDADDENTROPY, struct.pack("ii", len(seed) * 8, len(seed)) + seed)
-        fcntl.ioctl(random, _RNDRESEEDCRNG)
+def add_entropy(random: int, seed: bytes) -> None:
+    """Mix the seed into the kernel's pool, credit it, and make every generator start anew from it.
+
+    ``random``: /dev/urandom, open for writing.
+    """
+    fcntl.ioctl(random, _RNDADDENTROPY, struct.pack("ii", len(seed) * 8, len(seed)) + seed)
+    fcntl.ioctl(random, _RNDRESEEDCRNG)
 
 
 def enter_private_root(directory: int) -> None:
