@@ -8,17 +8,19 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from cloison.cli.colours import Palette, terminal_width
 from cloison.cli.exitcodes import exit_code_for
 from cloison.cli.table import Cell, render_table
-from cloison.client import Client
-from cloison.client.calls import Call
 from cloison.errors import CloisonError
 from cloison.layout import Layout
+
+if TYPE_CHECKING:
+    from cloison.client import Client
+    from cloison.client.calls import Call
 
 T = TypeVar("T")
 
@@ -39,6 +41,8 @@ class Session:
 
     @cached_property
     def client(self) -> Client:
+        from cloison.client import Client
+
         return Client(self.layout)
 
     @cached_property

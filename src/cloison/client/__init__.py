@@ -8,7 +8,28 @@ Importing this package is cheap: no asyncio, no wire codec; ``aio`` and ``qrexec
 
 from __future__ import annotations
 
-from cloison.client.connection import Client
-from cloison.client.failures import DaemonUnreachable, OutcomeUnknown, Refused
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cloison.client.connection import Client
+    from cloison.client.failures import DaemonUnreachable, OutcomeUnknown, Refused
 
 __all__ = ["Client", "DaemonUnreachable", "OutcomeUnknown", "Refused"]
+
+_HOMES = {
+    "Client": "cloison.client.connection",
+    "DaemonUnreachable": "cloison.client.failures",
+    "OutcomeUnknown": "cloison.client.failures",
+    "Refused": "cloison.client.failures",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Names are fetched from their modules when they are first used."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
