@@ -42,19 +42,26 @@ _UNITS = {"": 1, "k": 1000, "M": 1000**2, "G": 1000**3}
 class BuildProgress:
     """Turns mmdebstrap's verbose output into (what, fraction of the whole build).
 
-    Downloading is weighed by bytes, installing by packages: each is unpacked once and set up once.
+    Packages come in two rounds, the essential ones and the rest. Within a round downloading is weighed by bytes,
+    installing by packages: each is unpacked once and set up once.
     """
 
+    _ROUND = re.compile(r"^I: (downloading packages with apt|installing remaining packages)")
     _PLANNED = re.compile(r"^\d+ upgraded, (\d+) newly installed")
     _SIZE = re.compile(r"^Need to get ([\d.,]+) ([kMG]?)B")
     _GOT = re.compile(r"^Get:\d+ .*\[([\d.,]+) ([kMG]?)B\]$")
     _STEP = re.compile(r"^(Unpacking|Setting up) (\S+)")
-    LISTS, DOWNLOAD, INSTALL, ASSEMBLE = 0.02, 0.06, 0.30, 0.85
-    """Fractions at which the phases begin (measured: two cores, warm mirror)."""
+    LISTS, ASSEMBLE = 0.02, 0.88
+    ROUNDS = ((0.10, 0.15, 0.48), (0.48, 0.53, 0.88))
+    """Where downloading begins, installing begins, and the round ends (measured: two cores, a near mirror)."""
 
     def __init__(self) -> None:
         self.what = "reading package lists"
         self.fraction = self.LISTS
+        self._round = -1
+        self._begin()
+
+    def _begin(self) -> None:
         self._packages = 1
         self._needed_bytes = 1.0
         self._got_bytes = 0.0
@@ -62,25 +69,29 @@ class BuildProgress:
 
     def feed(self, line: str) -> bool:
         """Take one line of output; True when there is something new to show."""
+        if self._ROUND.match(line):
+            self._round = min(self._round + 1, len(self.ROUNDS) - 1)
+            self._begin()
+        elif line.startswith("I: running --customize-hook"):
+            return self._at("setting the guest up", self.ASSEMBLE)
+        elif line.startswith("I: making the file system"):
+            return self._at("making the file system", self.ASSEMBLE + 0.03)
+        return self._round >= 0 and self._feed_packages(line, *self.ROUNDS[self._round])
+
+    def _feed_packages(self, line: str, download: float, install: float, end: float) -> bool:
         if found := self._PLANNED.match(line):
             self._packages = max(self._packages, int(found[1]))
         elif found := self._SIZE.match(line):
             self._needed_bytes = max(self._needed_bytes, self._bytes(found))
-            return self._at("downloading packages", self.DOWNLOAD)
-        elif (found := self._GOT.match(line)) and self._needed_bytes > 1:
+            return self._at("downloading packages", download)
+        elif found := self._GOT.match(line):
             self._got_bytes += self._bytes(found)
             part = min(1.0, self._got_bytes / self._needed_bytes)
-            return self._at("downloading packages", self.DOWNLOAD + part * (self.INSTALL - self.DOWNLOAD))
+            return self._at("downloading packages", download + part * (install - download))
         elif found := self._STEP.match(line):
             self._steps += 1
             part = min(1.0, self._steps / (2 * self._packages))
-            return self._at(
-                f"installing {found[2].split(':')[0]}", self.INSTALL + part * (self.ASSEMBLE - self.INSTALL)
-            )
-        elif line.startswith("I: running --customize-hook"):
-            return self._at("setting the guest up", self.ASSEMBLE)
-        elif line.startswith("I: making the file system"):
-            return self._at("making the file system", self.ASSEMBLE + 0.05)
+            return self._at(f"installing {found[2].split(':')[0]}", install + part * (end - install))
         return False
 
     def _at(self, what: str, fraction: float) -> bool:

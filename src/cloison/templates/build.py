@@ -125,7 +125,8 @@ async def build_image(
             return Image.load(final)
         staging = images / f".building-{key}"
         await remove_tree(staging)
-        _check_space(images, request)
+        await _sweep(images)
+        await _make_room(images, request)
         staging.mkdir(mode=0o700)
         try:
             progress("looking for package sources", 0.0)
@@ -239,14 +240,44 @@ def _check_keyring(keyring: str) -> None:
         )
 
 
-def _check_space(images: Path, request: ImageRequest) -> None:
-    needed = NEEDED_BYTES + len(request.include) * BYTES_PER_EXTRA_PACKAGE
-    if shutil.disk_usage(images).free < needed:
-        raise _disk_full(images, request)
+async def _sweep(images: Path) -> None:
+    """Remove what interrupted builds of other images left (those that still run hold their lock)."""
+    for rest in images.glob(".building-*"):
+        lock = images / f".lock-{rest.name.removeprefix('.building-')}"
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            await remove_tree(rest)
+        except BlockingIOError:
+            pass
+        finally:
+            os.close(descriptor)
+
+
+async def _make_room(images: Path, request: ImageRequest) -> None:
+    """DiskFull unless a build fits. Old images go first, those excepted whose disk a template shares by a hard link."""
+    old = sorted(
+        (path for path in images.iterdir() if path.name[0] != "." and _is_unshared(path)),
+        key=lambda path: path.stat().st_mtime,
+    )
+    while shutil.disk_usage(images).free < needed_bytes(request):
+        if not old:
+            raise _disk_full(images, request)
+        await remove_tree(old.pop(0))
+
+
+def _is_unshared(directory: Path) -> bool:
+    disk = directory / "root.qcow2"
+    return not disk.exists() or disk.stat().st_nlink == 1
+
+
+def needed_bytes(request: ImageRequest) -> int:
+    """Free space that a build wants at its height."""
+    return NEEDED_BYTES + len(request.include) * BYTES_PER_EXTRA_PACKAGE
 
 
 def _disk_full(images: Path, request: ImageRequest) -> DiskFull:
-    needed = NEEDED_BYTES + len(request.include) * BYTES_PER_EXTRA_PACKAGE
+    needed = needed_bytes(request)
     free = shutil.disk_usage(images).free
     return DiskFull(
         f"cannot build a template image in {images}: about {needed >> 20} MiB are needed, {free >> 20} MiB are free",

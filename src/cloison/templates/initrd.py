@@ -21,10 +21,11 @@ for module in /modules/*.ko; do
     [ -e "$module" ] && insmod "$module"
 done
 read -r words < /proc/cmdline
-root=/dev/vda options=rw,noatime
+root=/dev/vda options=rw,noatime init=/sbin/init
 for word in $words; do
     case $word in
         root=/dev/*) root=${word#root=} ;;
+        init=/*) init=${word#init=} ;;
         rootflags=*) options=$options,${word#rootflags=} ;;
     esac
 done
@@ -37,7 +38,7 @@ while [ ! -b "$root" ]; do
 done
 mount -t ext4 -o "$options" "$root" /root || { echo "cloison: cannot mount $root" > /dev/console; exit 1; }
 mount --move /dev /root/dev
-exec switch_root /root /sbin/init "$@"
+exec switch_root /root "$init" "$@"
 """
 MODULES = ("virtio_blk",)
 APPLETS = ("sh", "mount", "umount", "insmod", "sleep", "switch_root")

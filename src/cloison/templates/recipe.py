@@ -62,8 +62,10 @@ def parse_distribution(untrusted_name: str) -> Distribution:
         raise BadRequest(f"distribution {untrusted_name[:40]!a} is not known (known: {known})") from None
 
 
-# Documentation and translations are left out of templates; a package installed later leaves them out as well.
+# These stay in the template. Documentation and translations are left out, of packages installed later as well. dpkg
+# need not sync each file, because a template becomes a revision only after a clean shutdown.
 DPKG_OPTIONS = (
+    "force-unsafe-io",
     "path-exclude=/usr/share/man/*",
     "path-exclude=/usr/share/doc/*",
     "path-include=/usr/share/doc/*/copyright",
@@ -108,6 +110,7 @@ SYSTEM_FILES: GuestTree = {
     "/etc/hostname": (0o644, b"cloison\n"),
     "/etc/hosts": (0o644, b"127.0.0.1 localhost cloison\n::1 localhost ip6-localhost ip6-loopback\n"),
     "/etc/machine-id": (0o444, b""),
+    "/etc/default/locale": (0o644, b"LANG=C.UTF-8\n"),
     "/etc/resolv.conf": (0o644, b""),
     "/etc/systemd/journald.conf.d/50-cloison.conf": (
         0o644,

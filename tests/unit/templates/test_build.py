@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import shutil
 import stat
 import tarfile
@@ -136,6 +137,28 @@ async def test_a_disk_too_small_is_said_before_anything_is_done(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: small)
     with pytest.raises(DiskFull, match="1024 MiB are free"):
         await make(tmp_path)
+
+
+async def test_old_images_make_room_for_a_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = await make(tmp_path)
+    real = shutil.disk_usage
+
+    def small_while_old_is_there(path: Path) -> Any:
+        return real(path)._replace(free=(1 << 30) if old.disk.exists() else (1 << 34))
+
+    monkeypatch.setattr(shutil, "disk_usage", small_while_old_is_there)
+    new = await make(tmp_path, ImageRequest(mirror="http://other.example/", keyring="/etc/passwd"))
+    assert new.disk.exists() and not old.directory.exists()
+
+
+async def test_rests_of_other_builds_go_unless_they_still_run(tmp_path: Path) -> None:
+    dead, alive = tmp_path / "images/.building-dead", tmp_path / "images/.building-alive"
+    for rest in (dead, alive):
+        rest.mkdir(parents=True)
+    with (tmp_path / "images/.lock-alive").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        await make(tmp_path)
+    assert alive.exists() and not dead.exists()
 
 
 async def test_a_damaged_image_in_the_cache_is_named(tmp_path: Path) -> None:
