@@ -16,7 +16,7 @@ from cloison.cli.command import command
 from cloison.cli.rawterminal import LeftTerminal, TypedSource, raw_terminal
 from cloison.cli.session import Session
 from cloison.client import calls
-from cloison.client.streams import SAFE_CONTROLS
+from cloison.client.streams import SAFE_CONTROLS, StringDropper, TerminalSink
 from cloison.errors import CloisonError
 
 
@@ -69,6 +69,7 @@ def open_console(path: str) -> int:
 
 def attach(line: int, typed: TypedSource) -> None:
     """Carry bytes between the terminal and the console until one of them ends."""
+    screen = TerminalSink(1, StringDropper().clean) if os.isatty(1) else None
     poll = select.poll()
     poll.register(line, select.POLLIN)
     poll.register(typed.fileno(), select.POLLIN)
@@ -78,7 +79,11 @@ def attach(line: int, typed: TypedSource) -> None:
                 data = os.read(line, 65536)
                 if not data:
                     return
-                os.write(1, data)
+                if screen is None:
+                    _write_all(1, data)
+                else:
+                    screen.put(data)
+                    screen.flush()
                 continue
             try:
                 data = typed.read(4096)

@@ -18,14 +18,18 @@ ESCAPE_PRESSES = 3
 
 @contextlib.contextmanager
 def raw_terminal(descriptor: int) -> Iterator[None]:
-    """Raw while inside; restored afterwards, also after errors."""
+    """Raw while inside; restored afterwards, also after errors.
+
+    What was typed, or answered by the terminal, and not read is thrown away: it was meant for the other end, not for
+    the shell that comes next.
+    """
     before = termios.tcgetattr(descriptor)
     try:
         tty.setraw(descriptor, termios.TCSADRAIN)
         yield
     finally:
         with contextlib.suppress(termios.error):
-            termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+            termios.tcsetattr(descriptor, termios.TCSAFLUSH, before)
 
 
 class EscapeWatcher:

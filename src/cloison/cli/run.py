@@ -106,7 +106,7 @@ def COMMAND(session: Session, words: tuple[str, ...], dispvm: str | None, owner:
     """Run a command or a service in a qube, as if it were here: input, output, exit code, signals.
 
     The qube is started if need be. When output goes to your terminal, control sequences in it are masked, because they
-    come from the qube; with --tty they are not.
+    come from the qube; with --tty only those that set titles or the clipboard are left out.
     """
     target, rest = _target(session, list(words), dispvm, owner)
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
@@ -205,13 +205,23 @@ def _our_tty() -> Tty:
 def _pump(session: Session, call: Call, wishes: Wishes, discard_output: bool) -> Ending:
     from cloison.cli.rawterminal import LeftTerminal, TypedSource, raw_terminal
     from cloison.client.qrexec import Ending, HostCall, connect
-    from cloison.client.streams import DescriptorSink, DescriptorSource, NullSink, Sink, TerminalSink, WindowSource
+    from cloison.client.streams import (
+        DescriptorSink,
+        DescriptorSource,
+        NullSink,
+        Sink,
+        StringDropper,
+        TerminalSink,
+        WindowSource,
+        mask_controls,
+    )
 
     def sink(descriptor: int) -> Sink:
         if discard_output:
             return NullSink()
-        protect = wishes.filter_output and not wishes.tty and os.isatty(descriptor)
-        return TerminalSink(descriptor) if protect else DescriptorSink(descriptor)
+        if not wishes.filter_output or not os.isatty(descriptor):
+            return DescriptorSink(descriptor)
+        return TerminalSink(descriptor, StringDropper().clean if wishes.tty else mask_controls)
 
     raw = wishes.tty and wishes.use_stdin and os.isatty(0)
     source: WindowSource | None = None

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import codecs
 import os
+import re
 import socket
 import stat
+from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol
 
@@ -177,19 +179,55 @@ class DescriptorSink:
 SAFE_CONTROLS = "\t\n\r\b\a"
 _UNSAFE = [*range(0x20), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
 _MASK = {code: "_" for code in _UNSAFE if chr(code) not in SAFE_CONTROLS}
+_STRING_BEGINS = re.compile("\x1b[\\]PX^_]|[\x90\x98\x9d-\x9f]")
+"""OSC, DCS, SOS, PM, APC: titles, the clipboard, links, reports of settings: nothing that draws."""
+_STRING_ENDS = re.compile("\x1b\\\\|[\x07\x9c\x18\x1a]|(?=\x1b[^\\\\])")
+
+
+def mask_controls(text: str) -> str:
+    """Text for a terminal: escape sequences and direction marks become ``_``."""
+    return text.translate(_MASK)
+
+
+class StringDropper:
+    """What a full-screen program may send: everything but control strings, which set titles and the clipboard, or make
+    the terminal answer with text of the sender's choice."""
+
+    def __init__(self) -> None:
+        self._in_string = False
+        self._held = ""
+
+    def clean(self, text: str) -> str:
+        """The next piece of output without them; sequences may be cut anywhere."""
+        text = self._held + text
+        self._held = "\x1b" if text.endswith("\x1b") else ""
+        text = text.removesuffix("\x1b")
+        kept, position = [], 0
+        while True:
+            if self._in_string:
+                if (end := _STRING_ENDS.search(text, position)) is None:
+                    break
+                self._in_string, position = False, end.end()
+            if (begin := _STRING_BEGINS.search(text, position)) is None:
+                kept.append(text[position:])
+                break
+            kept.append(text[position : begin.start()])
+            self._in_string, position = True, begin.end()
+        return "".join(kept)
 
 
 class TerminalSink(DescriptorSink):
-    """A terminal, protected: a qube's text is shown, its escape sequences and direction marks become ``_``."""
+    """A terminal, protected from what a qube says by ``clean``: text in, harmless text out."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, clean: Callable[[str], str] = mask_controls) -> None:
         super().__init__(descriptor)
+        self._clean = clean
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._taken = 0
 
     def put(self, data: bytes | memoryview) -> None:
         self._taken += len(data)
-        super().put(self._decoder.decode(bytes(data)).translate(_MASK).encode())
+        super().put(self._clean(self._decoder.decode(bytes(data))).encode())
 
     def flush(self) -> int:
         super().flush()

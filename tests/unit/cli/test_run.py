@@ -15,7 +15,7 @@ import pytest
 
 from cloison.cli.run import RunCommand, command_line
 from cloison.client.qrexec import run_captured
-from cloison.client.streams import DescriptorSink, TerminalSink
+from cloison.client.streams import DescriptorSink, StringDropper, TerminalSink
 from cloison.layout import Layout
 from cloison.wire import LEG_SESSION, Call, Reset, Tty, WindowSize
 
@@ -224,6 +224,16 @@ def test_a_terminal_sink_counts_what_it_took_not_what_it_wrote() -> None:
     sink.put("é".encode()[1:] + b"\x1b")
     assert sink.flush() == 3
     assert os.read(reading, 10) == "é_".encode()
+
+
+SCREEN = "\x1b[31mred\x1b]0;title\x07 \x1b]52;c;ZXZpbA==\x1b\\end\x1bP+q544e\x1b\\\x1b[2J\x9d0;x\x9c!\x1b]8;;\x1b[1m?"
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 1000])
+def test_a_full_screen_program_may_draw_but_not_set_titles_or_the_clipboard(step: int) -> None:
+    dropper = StringDropper()
+    kept = "".join(dropper.clean(SCREEN[i : i + step]) for i in range(0, len(SCREEN), step))
+    assert kept == "\x1b[31mred end\x1b[2J!\x1b[1m?"
 
 
 def test_a_slow_pipe_is_never_waited_for_and_keeps_its_flags() -> None:
