@@ -21,8 +21,9 @@ from cloison.model.power import PowerState
 
 log = logging.getLogger(__name__)
 
-RECONNECT_TIMEOUT_S = 60.0
-"""Longest wait for the agent of a found qube to answer again; emulated guests may be busy."""
+RECONNECT_TIMEOUT_S = 10.0
+"""How long the daemon's start waits for the agent of a found qube; one that is busy is tried again afterwards."""
+RETRY_TIMEOUT_S = 60.0
 
 
 async def recover(system: System, runs: Mapping[QubeName, Run], leftovers: Iterable[QubeName]) -> None:
@@ -83,14 +84,33 @@ def _state(run: Run) -> PowerState:
 async def _take_back(ground: Ground, system: System, name: QubeName, run: Run, machine: Machine) -> Live:
     facts = system.books.facts(name)
     live = Live(facts, run, machine, None, ground.layout.qube_runtime(facts.uuid))
-    if facts.has_agent and not run.paused:
+    if facts.has_agent and run.paused:
+        system.own(_reconnect(system, live), f"reconnect {name}")  # it answers once it goes on
+    elif facts.has_agent:
         try:
             live.link = await ground.connector.connect(
                 name, machine.agent_socket, ready_timeout_s=RECONNECT_TIMEOUT_S, resync=True, wait_ready=False
             )
         except CloisonError as error:
-            log.warning("the agent of %s does not answer (%s); services in it are out of reach", name, error)
+            log.warning("the agent of %s does not answer yet: %s", name, error)
+            system.own(_reconnect(system, live), f"reconnect {name}")
     return live
+
+
+async def _reconnect(system: System, live: Live) -> None:
+    """Try again for as long as the machine lives."""
+    name = live.facts.name
+    while system.find_live(name) is live:
+        try:
+            live.link = await system.ground.connector.connect(
+                name, live.machine.agent_socket, ready_timeout_s=RETRY_TIMEOUT_S, resync=True, wait_ready=False
+            )
+        except CloisonError as error:
+            log.warning("the agent of %s still does not answer: %s", name, error)
+            await asyncio.sleep(1)
+        else:
+            log.info("the agent of %s answers again", name)
+            return
 
 
 def _sweep_runtime(system: System) -> None:
