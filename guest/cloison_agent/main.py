@@ -1,31 +1,16 @@
-"""The one archive's entry: the agent itself, or the tool or service whose name it was called by."""
+"""The one archive's entry: the agent itself, or the service whose name it was called by."""
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 
 PORT_NAME = "org.cloison.agent"
 PORT_WAIT_S, PORT_DEADLINE_S = 0.05, 60.0
 
-TOOLS = {
-    "qrexec-client-vm": "cloison_agent.client:main",
-    "qvm-copy": "cloison_agent.sending:copy",
-    "qvm-move": "cloison_agent.sending:move",
-    "qvm-copy-to-vm": "cloison_agent.sending:copy_to",
-    "qvm-move-to-vm": "cloison_agent.sending:move_to",
-    "qvm-open-in-vm": "cloison_agent.asking:open_in_vm",
-    "qvm-open-in-dvm": "cloison_agent.asking:open_in_disposable",
-    "qvm-run-vm": "cloison_agent.asking:run_in_vm",
-}
-
 
 def main() -> int:
     name = os.path.basename(sys.argv[0])
-    if name in TOOLS:
-        module, _, function = TOOLS[name].partition(":")
-        return int(getattr(importlib.import_module(module), function)(sys.argv[1:]))
     if name.startswith("qubes."):
         from cloison_agent.builtins import run_service
 

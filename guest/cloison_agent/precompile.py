@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import compileall
 import importlib.util
 import marshal
 import os
+import py_compile
 import zipfile
 
 _UNCHECKED_HASH = b"\x01\0\0\0" + bytes(8)
@@ -12,7 +14,10 @@ _UNCHECKED_HASH = b"\x01\0\0\0" + bytes(8)
 
 
 def precompile(path: str) -> None:
-    """Rewrite the archive: every module also as ``.pyc``, nothing compressed. Repeating it changes nothing."""
+    """Rewrite the archive: every module also as ``.pyc``, nothing compressed; and compile the tools beside it.
+
+    Repeating it changes nothing.
+    """
     with zipfile.ZipFile(path) as archive:
         sources = {name: archive.read(name) for name in archive.namelist() if name.endswith(".py")}
     with open(path, "rb") as file:
@@ -29,3 +34,6 @@ def precompile(path: str) -> None:
                 archive.writestr(zipfile.ZipInfo(f"{name}c"), importlib.util.MAGIC_NUMBER + _UNCHECKED_HASH + code)
     os.chmod(unfinished, 0o755)
     os.replace(unfinished, path)
+    tools = os.path.join(os.path.dirname(path), "tools")
+    if os.path.isdir(tools):
+        compileall.compile_dir(tools, quiet=1, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)

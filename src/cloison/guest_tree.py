@@ -3,7 +3,8 @@
 In: the sources under ``guest/`` and ``cloison.wire``. Out: guest paths with mode and content, and the commands that
 finish the work inside the guest's root directory. May import: the standard library.
 
-The agent and its tools are one archive (``zipapp``): ``cloison_agent`` and the part of ``cloison`` that it needs.
+The agent is one archive (``zipapp``): ``cloison_agent`` and the part of ``cloison`` that it needs. The tools, which
+start anew for each call, are plain files: running an archive costs as much as all that they do.
 """
 
 from __future__ import annotations
@@ -23,16 +24,23 @@ GUEST_PACKAGES = ("python3", "e2fsprogs", "util-linux", "systemd", "dbus", "sudo
 
 SHEBANG = b"#!/usr/bin/python3 -IS\n"
 _MAIN = b"import sys\n\nfrom cloison_agent.main import main\n\nsys.exit(main())\n"
-_TOOLS = (
-    "qrexec-client-vm",
-    "qvm-copy",
-    "qvm-copy-to-vm",
-    "qvm-move",
-    "qvm-move-to-vm",
-    "qvm-open-in-dvm",
-    "qvm-open-in-vm",
-    "qvm-run-vm",
-)
+TOOLS = "/usr/lib/cloison/tools"
+_TOOLS = {
+    "qrexec-client-vm": "client:main",
+    "qvm-copy": "sending:copy",
+    "qvm-copy-to-vm": "sending:copy_to",
+    "qvm-move": "sending:move",
+    "qvm-move-to-vm": "sending:move_to",
+    "qvm-open-in-dvm": "asking:open_in_disposable",
+    "qvm-open-in-vm": "asking:open_in_vm",
+    "qvm-run-vm": "asking:run_in_vm",
+}
+_TOOL_SCRIPT = """#!/usr/bin/python3 -IS
+import sys
+sys.path.insert(0, "{directory}")
+from cloison_tools.{module} import {function}
+sys.exit({function}(sys.argv[1:]))
+"""
 _BUILT_IN_SERVICES = (
     "qubes.Filecopy",
     "qubes.GetDate",
@@ -45,8 +53,7 @@ _BUILT_IN_SERVICES = (
     "qubes.VMShell",
 )
 _LINKS = {
-    **{f"/usr/bin/{tool}": ARCHIVE for tool in _TOOLS},
-    **{f"/usr/lib/qubes/{tool}": f"/usr/bin/{tool}" for tool in ("qrexec-client-vm",)},
+    "/usr/lib/qubes/qrexec-client-vm": "/usr/bin/qrexec-client-vm",
     **{f"/etc/qubes-rpc/{service}": ARCHIVE for service in _BUILT_IN_SERVICES},
     "/usr/lib/systemd/system/multi-user.target.wants/cloison-agent.service": "../cloison-agent.service",
 }
@@ -61,6 +68,12 @@ def guest_tree() -> GuestTree:
     for path in sorted(files.rglob("*")):
         if path.is_file():
             tree[f"/{path.relative_to(files)}"] = (stat.S_IFREG | _mode(path), path.read_bytes())
+    for path in sorted((guest_directory() / "cloison_tools").glob("*.py")):
+        tree[f"{TOOLS}/cloison_tools/{path.name}"] = (stat.S_IFREG | 0o644, path.read_bytes())
+    for tool, entry in _TOOLS.items():
+        module, _, function = entry.partition(":")
+        script = _TOOL_SCRIPT.format(directory=TOOLS, module=module, function=function)
+        tree[f"/usr/bin/{tool}"] = (stat.S_IFREG | 0o755, script.encode())
     for path_text, target in _LINKS.items():
         tree[path_text] = (stat.S_IFLNK | 0o777, target.encode())
     return tree

@@ -230,7 +230,7 @@ def test_a_socket_service_ends_when_the_service_hangs_up(host: Host, tmp_path: P
 
 
 def test_much_output_waits_for_credit(host: Host) -> None:
-    number = host.start(command="head -c 1000000 /dev/zero")
+    number = host.start(command="head -c 4000000 /dev/zero")
     got = 0
     deadline = time.monotonic() + DEADLINE_S
     while got < WINDOW and time.monotonic() < deadline:
@@ -319,7 +319,7 @@ def test_unknown_and_failing_verbs_are_answered(host: Host) -> None:
 
 
 def client(agent_socket: Path, *arguments: str, stdin: bytes = b"") -> subprocess.Popen[bytes]:
-    program = "import sys; from cloison_agent.client import main; sys.exit(main(sys.argv[1:]))"
+    program = "import sys; from cloison_tools.client import main; sys.exit(main(sys.argv[1:]))"
     process = subprocess.Popen(
         [sys.executable, "-c", program, f"--agent-socket={agent_socket}", *arguments],
         stdin=subprocess.PIPE,

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from cloison.wire.qfile import END, Entry, Result, encode_entry, parse_result
-from cloison_agent.sending import _Packer
+from cloison_tools.sending import Packer
 
 ROOT = Path(__file__).resolve().parents[3]
 FILE, DIRECTORY, LINK = stat.S_IFREG | 0o644, stat.S_IFDIR | 0o755, stat.S_IFLNK | 0o777
@@ -45,7 +45,7 @@ def pack(paths: Sequence[Path]) -> bytes:
     if pid == 0:
         for fd in (stream_read, answer_write, 2):
             os.close(fd)
-        _Packer(stream_write, answer_read).pack([str(path) for path in paths])
+        Packer(stream_write, answer_read).pack([os.fsencode(path) for path in paths])
         os._exit(0)
     for fd in (stream_write, answer_read):
         os.close(fd)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from cloison.guest_tree import ARCHIVE, build_agent, guest_commands, guest_digest, guest_tree
+from cloison.guest_tree import ARCHIVE, TOOLS, build_agent, guest_commands, guest_digest, guest_tree
 from cloison_agent.identity import parse_binds
 
 
@@ -30,18 +30,29 @@ def test_programs_may_be_run_and_settings_may_not() -> None:
             assert bool(mode & 0o100) == content.startswith(b"#!"), path
 
 
-def test_the_archive_runs_before_and_after_it_was_compiled(tmp_path: Path) -> None:
+def test_archive_and_tools_run_before_and_after_they_were_compiled(tmp_path: Path) -> None:
     archive = tmp_path / "agent.pyz"
     build_agent(archive)
+    for path, (mode, content) in guest_tree().items():
+        if path.startswith(TOOLS):
+            place = tmp_path / "tools" / path.removeprefix(f"{TOOLS}/")
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(content)
+            place.chmod(stat.S_IMODE(mode))
     tool = tmp_path / "qrexec-client-vm"
-    tool.symlink_to(archive)
+    script = guest_tree()["/usr/bin/qrexec-client-vm"][1].decode()
+    tool.write_text(script.replace(TOOLS, str(tmp_path / "tools")))
+    service = tmp_path / "qubes.GetDate"
+    service.symlink_to(archive)
     for _ in range(2):
         done = subprocess.run([sys.executable, "-IS", tool, "--help"], capture_output=True, timeout=60)
         assert done.returncode == 0 and done.stdout.startswith(b"usage: qrexec-client-vm")
+        done = subprocess.run([sys.executable, "-IS", service], capture_output=True, timeout=60)
+        assert done.returncode == 0 and len(done.stdout) == 26
         (command,) = guest_commands()
         words = [sys.executable, *(str(archive) if word == ARCHIVE else word for word in command[1:])]
         subprocess.run(words, check=True, timeout=60)
-    assert archive.stat().st_mode & 0o111
+    assert archive.stat().st_mode & 0o111 and list(tmp_path.rglob("client*.pyc"))
 
 
 def test_bind_dirs_are_read_without_a_shell() -> None:

@@ -1,0 +1,267 @@
+"""Calling a service of another qube: ``qrexec-client-vm``, and the pump that the other tools share."""
+
+import _socket
+import posix
+import select
+
+from cloison_tools import leg as wire
+from cloison_tools.leg import Leg
+
+AGENT_SOCKET = "/run/qubes/qrexec-agent"
+TROUBLE, REFUSED, LOST = 125, 126, 255
+READ_BYTES = 1 << 18
+_CONTROLS = frozenset(b"\t\n\r\b\a")
+_PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-@:")
+
+USAGE = """usage: qrexec-client-vm [options] TARGET SERVICE[+ARGUMENT] [PROGRAM [ARGUMENTS...]]
+Call a service of another qube. TARGET '' or @default: let the policy choose.
+Without PROGRAM the service talks to this program's stdin and stdout, else to PROGRAM's.
+  -t, --no-filter-escape-chars-stdout   do not replace escape characters even on a terminal
+  -T, --no-filter-escape-chars-stderr
+      --filter-escape-chars-stdout      replace them even if it is no terminal
+      --filter-escape-chars-stderr
+  -p, --prefix-data=DATA                sent before stdin
+      --use-stdin-socket                stdin is a socket: use it for both directions
+      --buffer-size=BYTES               accepted and ignored
+      --agent-socket=PATH               where the agent listens
+  -s, --source-qube=QUBE                call on behalf of a remote qube (relays)
+"""
+
+
+class CallRefused(Exception):
+    """The policy, or the user, said no."""
+
+
+class RemoteCall:
+    """One call of a service. ``connect`` first; then ``pump``. OSError: the agent cannot be reached."""
+
+    def __init__(self, target: str, service: str, *, source: str = "", agent_socket: str = AGENT_SOCKET) -> None:
+        self._leg = Leg()
+        self._sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+        self._sock.connect(agent_socket)
+        self._sock.sendall(self._leg.call(_clean(target), _clean(service, "+"), _clean(source)))
+        self._events: list[tuple[int, bytes]] = []
+
+    def connect(self) -> None:
+        """Wait for the answer; raises CallRefused."""
+        while not self._events:
+            self._receive()
+        if self._events.pop(0)[0] != wire.ACCEPTED:
+            raise CallRefused
+
+    def _receive(self) -> None:
+        try:
+            data = self._sock.recv(READ_BYTES)
+        except ConnectionError:
+            data = b""
+        self._events += self._leg.receive(data) if data else [(wire.RESET, b"")]
+
+    def pump(
+        self,
+        stdin: int,
+        stdout: int,
+        stderr: int,
+        *,
+        prefix: bytes = b"",
+        filters: tuple[bool, bool] = (False, False),
+        half_close: bool = False,
+    ) -> int:
+        """Carry bytes until the service ends; returns its exit code.
+
+        ``filters``: replace escape characters in stdout, stderr. ``half_close``: ``stdout`` is a socket, and is to be
+        told when the service's output ends.
+        """
+        self._outputs = [-1, stdout, stderr]
+        self._tables = [None, *(_no_escapes() if wanted else None for wanted in filters)]
+        self._half_close = half_close
+        poll = select.poll()
+        poll.register(self._sock, select.POLLIN)
+        self._watched, reading = False, True
+        while True:
+            while self._events:
+                kind, payload = self._events.pop(0)
+                if kind == wire.EXIT:
+                    return wire.exit_code(payload)
+                if kind not in (wire.STDOUT, wire.STDERR):
+                    return LOST
+                self._write_out(kind - wire.STDIN, payload)
+            while prefix and self._leg.window:
+                piece = prefix[: min(self._leg.window, wire.MAX_PAYLOAD)]
+                prefix = prefix[len(piece) :]
+                self._send(self._leg.stdin(piece))
+            self._watch(poll, stdin, reading and not prefix and self._leg.window > 0)
+            for fd, _ in poll.poll():
+                if fd == self._sock.fileno():
+                    self._receive()
+                else:
+                    reading = self._read_in(stdin)
+
+    def _watch(self, poll: "select.poll", stdin: int, wanted: bool) -> None:
+        if wanted != self._watched:
+            self._watched = wanted
+            if wanted:
+                poll.register(stdin, select.POLLIN)
+            else:
+                poll.unregister(stdin)
+
+    def _send(self, data: bytes) -> None:
+        try:
+            self._sock.sendall(data)
+        except OSError:  # the end has been sent to us already, or the agent is gone: reading will tell
+            return
+
+    def _read_in(self, stdin: int) -> bool:
+        """One piece of stdin to the service; False at its end."""
+        try:
+            data = posix.read(stdin, min(self._leg.window, wire.MAX_PAYLOAD))
+        except BlockingIOError:
+            return True
+        except OSError:
+            data = b""
+        self._send(self._leg.stdin(data))
+        return bool(data)
+
+    def _write_out(self, stream: int, payload: bytes) -> None:
+        fd, table = self._outputs[stream], self._tables[stream]
+        if fd >= 0:
+            try:
+                if not payload and stream == 1 and self._half_close:
+                    shut_writing(fd)
+                write_all(fd, payload.translate(table) if table else payload)
+            except OSError:
+                self._outputs[stream] = -1
+        if credit := self._leg.consumed(stream, len(payload)):
+            self._send(credit)
+
+
+def write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[posix.write(fd, view) :]
+
+
+def complain(message: str) -> None:
+    try:
+        write_all(2, f"{message}\n".encode("utf-8", "replace"))
+    except OSError:
+        return
+
+
+def shut_writing(fd: int) -> None:
+    """Half-close a socket that we know only by its descriptor."""
+    duplicate = _socket.socket(fileno=posix.dup(fd))
+    try:
+        duplicate.shutdown(_socket.SHUT_WR)
+    except OSError:
+        return
+    finally:
+        duplicate.close()
+
+
+def _no_escapes() -> bytes:
+    return bytes(b if 0x20 <= b <= 0x7E or b in _CONTROLS else 0x5F for b in range(256))
+
+
+def _clean(untrusted_text: str, also: str = "") -> str:
+    """As qrexec does: characters that no name may have become '_'."""
+    return "".join(c if c in _PLAIN or c in also else "_" for c in untrusted_text)
+
+
+class Options:
+    """The command line of qrexec-client-vm; ValueError says what is wrong with it."""
+
+    def __init__(self, arguments: list[str]) -> None:
+        self.prefix, self.source, self.agent_socket, self.use_stdin_socket = b"", "", AGENT_SOCKET, False
+        self.filters: list[bool | None] = [None, None]
+        words = list(arguments)
+        while words and words[0].startswith("-") and words[0] != "-":
+            word = words.pop(0)
+            if word == "--":
+                break
+            self._take(word, words)
+        if len(words) < 2:
+            raise ValueError("TARGET and SERVICE are needed")
+        self.target, self.service, self.program = words[0].replace("$", "@"), words[1], words[2:]
+
+    def _take(self, word: str, words: list[str]) -> None:
+        name, sign, value = word.partition("=")
+        if name in ("-p", "--prefix-data", "-s", "--source-qube", "--buffer-size", "--agent-socket"):
+            if not sign:
+                if not words:
+                    raise ValueError(f"{name} needs a value")
+                value = words.pop(0)
+            if name in ("-p", "--prefix-data"):
+                self.prefix = value.encode("utf-8", "surrogateescape")
+            elif name in ("-s", "--source-qube"):
+                self.source = value
+            elif name == "--agent-socket":
+                self.agent_socket = value
+        elif name in ("-t", "--no-filter-escape-chars-stdout", "--filter-escape-chars-stdout"):
+            self.filters[0] = name == "--filter-escape-chars-stdout"
+        elif name in ("-T", "--no-filter-escape-chars-stderr", "--filter-escape-chars-stderr"):
+            self.filters[1] = name == "--filter-escape-chars-stderr"
+        elif name == "--use-stdin-socket":
+            self.use_stdin_socket = True
+        else:
+            raise ValueError(f"unknown option {name}")
+
+
+def main(arguments: list[str]) -> int:
+    if "--help" in arguments or "-h" in arguments:
+        write_all(1, USAGE.encode())
+        return 0
+    try:
+        options = Options(arguments)
+    except ValueError as error:
+        complain(f"{error}\n{USAGE}")
+        return TROUBLE
+    try:
+        call = RemoteCall(options.target, options.service, source=options.source, agent_socket=options.agent_socket)
+        call.connect()
+        return _run(call, options)
+    except CallRefused:
+        complain("Request refused")
+        return REFUSED
+    except OSError as error:
+        complain(f"qrexec-client-vm: {error}")
+        return TROUBLE
+
+
+def _run(call: RemoteCall, options: Options) -> int:
+    wanted = options.filters
+    filters = (posix.isatty(1) if wanted[0] is None else wanted[0], posix.isatty(2) if wanted[1] is None else wanted[1])
+    if options.program:
+        return _run_program(call, options, (False, filters[1]))
+    if options.use_stdin_socket:
+        return call.pump(0, 0, 2, prefix=options.prefix, filters=filters, half_close=True)
+    return call.pump(0, 1, 2, prefix=options.prefix, filters=filters)
+
+
+def _run_program(call: RemoteCall, options: Options, filters: tuple[bool, bool]) -> int:
+    """The local program talks to the service; it has the caller's own stdin and stdout as SAVED_FD_0 and _1."""
+    import os
+    import signal
+
+    ours, theirs = _socket.socketpair()
+    saved = {f"SAVED_FD_{fd}": os.dup(fd) for fd in ((0, 1, 2) if os.environ.get("PASS_LOCAL_STDERR") else (0, 1))}
+    pid = os.fork()
+    if pid == 0:
+        try:
+            for fd in saved.values():
+                os.set_inheritable(fd, True)
+            os.dup2(theirs.fileno(), 0)
+            os.dup2(theirs.fileno(), 1)
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+            os.environ["QREXEC_AGENT_PID"] = str(os.getppid())
+            os.environ.update({name: str(fd) for name, fd in saved.items()})
+            os.execvp(options.program[0], options.program)
+        except OSError as error:
+            complain(f"{options.program[0]}: {error.strerror}")
+        os._exit(TROUBLE)
+    theirs.close()
+    remote = call.pump(ours.fileno(), ours.fileno(), 2, prefix=options.prefix, filters=filters, half_close=True)
+    ours.close()
+    for fd in saved.values():
+        os.close(fd)
+    local = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return remote or (local if local >= 0 else 128 - local)
