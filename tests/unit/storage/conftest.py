@@ -85,6 +85,11 @@ def kept(vid: str = "appvms/work/private", size: int = 64 * MIB, **more: object)
     return VolumeSpec(vid, VolumeKind.KEPT, size, **more)  # type: ignore[arg-type]
 
 
+def shared(vid: str, size: int = 64 * MIB, **more: object) -> VolumeSpec:
+    """A volume whose image may be shared: not encrypted, like the roots of templates."""
+    return kept(vid, size, encrypted=False, **more)
+
+
 def snapshot(vid: str, source: str, **more: object) -> VolumeSpec:
     return VolumeSpec(vid, VolumeKind.SNAPSHOT, 64 * MIB, source, **more)  # type: ignore[arg-type]
 

@@ -16,7 +16,7 @@ from cloison.drivers.storage.base import Chain
 from cloison.drivers.storage.qcow2 import Qcow2Pool
 from cloison.errors import BadRequest
 
-from .conftest import MIB, Guest, kept, snapshot, volatile
+from .conftest import MIB, Guest, kept, shared, snapshot, volatile
 
 ROOT, PRIVATE, VOLATILE = "vm-templates/debian/root", "appvms/work/private", "appvms/work/volatile"
 Scenario = Callable[[Qcow2Pool, Guest], Awaitable[None]]
@@ -131,7 +131,7 @@ def test_killed_while_creating(tmp_path: Path, guest: Guest) -> None:
 
 def test_killed_while_importing(tmp_path: Path, guest: Guest, image: Path) -> None:
     async def scenario(pool: Qcow2Pool, guest: Guest) -> None:
-        await pool.import_image(kept(ROOT, size=128 * MIB), image, image_format="qcow2", content_key="k")
+        await pool.import_image(shared(ROOT, size=128 * MIB), image, image_format="qcow2", content_key="k")
 
     async def judge(pool: Qcow2Pool, guest: Guest) -> None:
         if ROOT not in await pool.volumes():
@@ -189,7 +189,7 @@ def test_killed_while_merging(tmp_path: Path, guest: Guest) -> None:
 
 def test_killed_during_a_throw_away_run(tmp_path: Path, guest: Guest, image: Path) -> None:
     async def prepare(pool: Qcow2Pool, guest: Guest) -> None:
-        await pool.import_image(kept(ROOT), image, image_format="qcow2", content_key="k")
+        await pool.import_image(shared(ROOT), image, image_format="qcow2", content_key="k")
         await pool.create(snapshot("appvms/work/root", ROOT))
         await pool.create(volatile())
 

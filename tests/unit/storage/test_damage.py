@@ -12,7 +12,7 @@ from cloison.drivers.storage.qcow2 import Qcow2Pool
 from cloison.drivers.storage.shelf import Shelf
 from cloison.errors import BackendFailed, DiskFull
 
-from .conftest import MIB, Guest, kept, snapshot
+from .conftest import MIB, Guest, kept, shared, snapshot
 
 ROOT, PRIVATE = "vm-templates/debian/root", "appvms/work/private"
 
@@ -91,7 +91,7 @@ async def test_a_damaged_base_stops_everything_on_it_and_nothing_else(
     pool: Qcow2Pool, guest: Guest, image: Path
 ) -> None:
     image.chmod(0o644)
-    await pool.import_image(kept(ROOT), image, image_format="qcow2", content_key="k")
+    await pool.import_image(shared(ROOT), image, image_format="qcow2", content_key="k")
     await pool.create(snapshot("appvms/work/root", ROOT))
     other = await written(pool, guest)
     base = (await pool.chain(ROOT))[-1].path

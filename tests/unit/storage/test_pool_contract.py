@@ -10,7 +10,7 @@ import pytest
 from cloison.drivers.storage.qcow2 import Qcow2Pool, make_layer
 from cloison.errors import BackendFailed, BadRequest, NotNow
 
-from .conftest import MIB, Guest, kept, run_tool, snapshot, volatile
+from .conftest import MIB, Guest, kept, run_tool, shared, snapshot, volatile
 
 ROOT = "vm-templates/debian/root"
 WORK_ROOT = "appvms/work/root"
@@ -55,7 +55,7 @@ async def test_a_run_that_wrote_nothing_makes_no_revision(pool: Qcow2Pool, guest
 
 
 async def test_a_snapshot_shows_its_source_and_forgets_its_changes(pool: Qcow2Pool, guest: Guest, image: Path) -> None:
-    await pool.import_image(kept(ROOT), image, image_format="qcow2", content_key="k")
+    await pool.import_image(shared(ROOT), image, image_format="qcow2", content_key="k")
     await pool.create(snapshot(WORK_ROOT, ROOT))
     chain = await pool.begin_run(WORK_ROOT)
     assert guest.shows(chain, 1)
@@ -65,7 +65,7 @@ async def test_a_snapshot_shows_its_source_and_forgets_its_changes(pool: Qcow2Po
 
 
 async def test_a_snapshot_leaves_nothing_on_disk(pool: Qcow2Pool, guest: Guest, image: Path, tmp_path: Path) -> None:
-    await pool.import_image(kept(ROOT), image, image_format="qcow2", content_key="k")
+    await pool.import_image(shared(ROOT), image, image_format="qcow2", content_key="k")
     await pool.create(snapshot(WORK_ROOT, ROOT))
     before = set((tmp_path / "pool").rglob("*.img"))
     chain = await pool.begin_run(WORK_ROOT)
@@ -151,7 +151,7 @@ async def test_reverting_to_what_is_not_there_names_what_is(pool: Qcow2Pool, gue
 
 
 async def test_old_layers_are_merged_and_the_contents_stay(pool: Qcow2Pool, guest: Guest, image: Path) -> None:
-    await pool.import_image(kept(ROOT), image, image_format="qcow2", content_key="k")
+    await pool.import_image(shared(ROOT), image, image_format="qcow2", content_key="k")
     for step in range(6):
         await run_writing(pool, guest, ROOT, 10 + step, at=(4 + step) * MIB)
         await pool.settle()
@@ -166,7 +166,7 @@ async def test_old_layers_are_merged_and_the_contents_stay(pool: Qcow2Pool, gues
 async def test_keeping_no_revisions_leaves_one_layer_above_the_image(
     pool: Qcow2Pool, guest: Guest, image: Path
 ) -> None:
-    await pool.import_image(kept(ROOT, revisions_to_keep=0), image, image_format="qcow2", content_key="k")
+    await pool.import_image(shared(ROOT, revisions_to_keep=0), image, image_format="qcow2", content_key="k")
     for step in range(3):
         await run_writing(pool, guest, ROOT, 10 + step, at=(4 + step) * MIB)
     await pool.settle()
@@ -176,7 +176,7 @@ async def test_keeping_no_revisions_leaves_one_layer_above_the_image(
 
 async def test_the_imported_file_is_never_written(pool: Qcow2Pool, guest: Guest, image: Path) -> None:
     before = image.read_bytes()
-    await pool.import_image(kept(ROOT, revisions_to_keep=0), image, image_format="qcow2", content_key="k")
+    await pool.import_image(shared(ROOT, revisions_to_keep=0), image, image_format="qcow2", content_key="k")
     for pattern in (2, 3, 4):
         await run_writing(pool, guest, ROOT, pattern)
     await pool.settle()
@@ -184,7 +184,7 @@ async def test_the_imported_file_is_never_written(pool: Qcow2Pool, guest: Guest,
 
 
 async def test_importing_shares_the_file_where_it_can(pool: Qcow2Pool, image: Path) -> None:
-    await pool.import_image(kept(ROOT), image, image_format="qcow2", content_key="k")
+    await pool.import_image(shared(ROOT), image, image_format="qcow2", content_key="k")
     assert (await pool.chain(ROOT))[-1].path.samefile(image)
 
 
@@ -192,14 +192,14 @@ async def test_importing_copies_a_file_that_somebody_may_still_write(
     pool: Qcow2Pool, guest: Guest, image: Path
 ) -> None:
     image.chmod(0o644)
-    await pool.import_image(kept(ROOT), image, image_format="qcow2", content_key="k")
+    await pool.import_image(shared(ROOT), image, image_format="qcow2", content_key="k")
     image.write_bytes(b"changed")
     assert guest.shows(await pool.chain(ROOT), 1)
 
 
 async def test_equal_contents_have_equal_revision_ids(pool: Qcow2Pool, image: Path) -> None:
     for vid in ("a/root", "b/root"):
-        await pool.import_image(kept(vid), image, image_format="qcow2", content_key="k")
+        await pool.import_image(shared(vid), image, image_format="qcow2", content_key="k")
     await pool.clone("a/root", kept("c/root"))
     ids = {(await pool.info(vid)).revision_id for vid in ("a/root", "b/root", "c/root")}
     assert len(ids) == 1
@@ -208,15 +208,29 @@ async def test_equal_contents_have_equal_revision_ids(pool: Qcow2Pool, image: Pa
 async def test_a_raw_image_can_be_imported(pool: Qcow2Pool, guest: Guest, tmp_path: Path) -> None:
     raw = tmp_path / "disk.raw"
     raw.write_bytes(bytes(MIB) + b"\x01" * MIB + bytes(2 * MIB))
-    await pool.import_image(kept(ROOT, size=4 * MIB), raw, image_format="raw", content_key="r")
+    await pool.import_image(shared(ROOT, size=4 * MIB), raw, image_format="raw", content_key="r")
     assert guest.shows(await pool.chain(ROOT), 1)
+
+
+async def test_data_imported_into_an_encrypted_volume_are_encrypted(
+    pool: Qcow2Pool, guest: Guest, tmp_path: Path, image: Path
+) -> None:
+    raw = tmp_path / "a, b.raw"
+    raw.write_bytes(bytes(MIB) + b"\x5a" * MIB + bytes(MIB + 100))
+    await pool.import_image(kept(PRIVATE, size=4 * MIB), raw, image_format="raw", content_key="r")
+    await pool.import_image(kept("a/private"), image, image_format="qcow2", content_key="q")
+    chain = await pool.chain(PRIVATE)
+    assert guest.shows(chain, 0x5A) and guest.shows(await pool.chain("a/private"), 1)
+    assert all(b"\x5a" * 512 not in layer.path.read_bytes() for layer in chain)
+    await run_writing(pool, guest, PRIVATE, 3)
+    assert guest.shows(await pool.chain(PRIVATE), 0x5A, at=MIB + 65536)
 
 
 async def test_an_image_that_names_other_files_is_refused(pool: Qcow2Pool, image: Path, tmp_path: Path) -> None:
     evil = tmp_path / "evil.qcow2"
     run_tool("qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", "/etc/passwd", evil, "1M")
     with pytest.raises(BadRequest, match="cannot be used as it is"):
-        await pool.import_image(kept(ROOT), evil, image_format="qcow2", content_key="evil")
+        await pool.import_image(shared(ROOT), evil, image_format="qcow2", content_key="evil")
 
 
 async def test_a_clone_goes_its_own_way(pool: Qcow2Pool, guest: Guest) -> None:
@@ -253,7 +267,7 @@ async def test_removing_leaves_no_file_behind(pool: Qcow2Pool, guest: Guest, tmp
 
 
 async def test_what_others_start_from_is_not_removed(pool: Qcow2Pool, image: Path) -> None:
-    await pool.import_image(kept(ROOT), image, image_format="qcow2", content_key="k")
+    await pool.import_image(shared(ROOT), image, image_format="qcow2", content_key="k")
     await pool.create(snapshot(WORK_ROOT, ROOT))
     with pytest.raises(NotNow, match=WORK_ROOT):
         await pool.remove(ROOT)
@@ -262,7 +276,7 @@ async def test_what_others_start_from_is_not_removed(pool: Qcow2Pool, image: Pat
 async def test_a_running_snapshot_keeps_its_content_and_is_outdated_when_the_source_changes(
     pool: Qcow2Pool, guest: Guest, image: Path
 ) -> None:
-    await pool.import_image(kept(ROOT, revisions_to_keep=0), image, image_format="qcow2", content_key="k")
+    await pool.import_image(shared(ROOT, revisions_to_keep=0), image, image_format="qcow2", content_key="k")
     await run_writing(pool, guest, ROOT, 2)
     await pool.create(snapshot(WORK_ROOT, ROOT))
     chain = await pool.begin_run(WORK_ROOT)
@@ -281,7 +295,7 @@ async def test_a_running_snapshot_keeps_its_content_and_is_outdated_when_the_sou
 async def test_a_snapshot_can_be_put_on_a_frozen_layer_of_the_same_content(
     pool: Qcow2Pool, guest: Guest, image: Path, tmp_path: Path
 ) -> None:
-    await pool.import_image(kept(ROOT), image, image_format="qcow2", content_key="k")
+    await pool.import_image(shared(ROOT), image, image_format="qcow2", content_key="k")
     await pool.create(snapshot(WORK_ROOT, ROOT))
     frozen = await make_layer(tmp_path / "frozen.qcow2", await pool.chain(ROOT))
     guest.write(frozen, 6, at=2 * MIB)
@@ -295,7 +309,7 @@ async def test_a_snapshot_can_be_put_on_a_frozen_layer_of_the_same_content(
 async def test_a_frozen_layer_of_another_content_is_refused(
     pool: Qcow2Pool, guest: Guest, image: Path, tmp_path: Path
 ) -> None:
-    await pool.import_image(kept(ROOT), image, image_format="qcow2", content_key="k")
+    await pool.import_image(shared(ROOT), image, image_format="qcow2", content_key="k")
     await pool.create(snapshot(WORK_ROOT, ROOT))
     frozen = await make_layer(tmp_path / "frozen.qcow2", await pool.chain(ROOT))
     await run_writing(pool, guest, ROOT, 3)
@@ -339,7 +353,7 @@ async def test_a_volume_that_grew_while_running_stays_so(pool: Qcow2Pool, guest:
 
 
 async def test_an_image_smaller_than_its_volume_is_extended(pool: Qcow2Pool, guest: Guest, image: Path) -> None:
-    await pool.import_image(kept(ROOT, size=256 * MIB), image, image_format="qcow2", content_key="k")
+    await pool.import_image(shared(ROOT, size=256 * MIB), image, image_format="qcow2", content_key="k")
     assert guest.run(await pool.chain(ROOT), "length").strip() == "256 MiB"
     assert guest.shows(await pool.chain(ROOT), 1)
 
@@ -384,7 +398,7 @@ async def test_everything_is_found_again_by_the_next_daemon(pool: Qcow2Pool, gue
 
 
 async def test_twenty_runs_begin_at_once(pool: Qcow2Pool, guest: Guest, image: Path) -> None:
-    await pool.import_image(kept(ROOT), image, image_format="qcow2", content_key="k")
+    await pool.import_image(shared(ROOT), image, image_format="qcow2", content_key="k")
     vids = [f"appvms/disp{number}/root" for number in range(20)]
     for vid in vids:
         await pool.create(snapshot(vid, ROOT))

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 import os
 import secrets
@@ -24,7 +23,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from cloison.drivers.storage import graph, qcow2format, qemuimg
+from cloison.drivers.storage import graph, intake, qcow2format, qemuimg
 from cloison.drivers.storage.base import Chain, DiskLayer, VolumeInfo, VolumeSpec
 from cloison.drivers.storage.blank import blank_id, write_blank
 from cloison.drivers.storage.records import Layer, Revision, Run, VolumeRecord
@@ -126,15 +125,20 @@ class Qcow2Pool:
     async def import_image(self, spec: VolumeSpec, image: Path, *, image_format: str, content_key: str) -> None:
         async with self._lock:
             self._check_new(spec)
-        layer_id = f"img-{_digest(content_key)}"
-        layer = self._layers.get(layer_id)
-        if layer is None or not self._shelf.has_image(layer_id):
-            layer = await self._bring_in(image, image_format, layer_id)
+        revision = intake.revision_of(content_key)
+        if spec.encrypted:
+            layer = await intake.bring_in_encrypted(
+                self._shelf, image, image_format, self._new_id(), self._stock.take()
+            )
+        elif (found := self._layers.get(revision)) is not None and self._shelf.has_image(revision):
+            layer = found
+        else:
+            layer = await intake.bring_in(self._shelf, image, image_format, revision)
         async with self._lock:
             self._check_new(spec)
-            if layer_id not in self._layers:
+            if layer.id not in self._layers:
                 await self._save_layer(layer)
-            record = _record(replace(spec, size_bytes=layer.size_bytes), Revision(layer_id, layer_id))
+            record = _record(replace(spec, size_bytes=layer.size_bytes), Revision(revision, layer.id))
             await self._save(await self._grown(record, max(spec.size_bytes, layer.size_bytes)))
 
     async def info(self, vid: str) -> VolumeInfo:
@@ -164,6 +168,8 @@ class Qcow2Pool:
         volume = self._get(vid)
         if volume.run is not None:
             raise NotNow(f"volume {vid} cannot be checked while it is in use")
+        async with self._settled:
+            await self._settled.wait_for(lambda: not self._merging)
         for revision in volume.contents():
             await qemuimg.check(self._disk_layers(graph.chain_of(self._layers, revision.layer)))
 
@@ -385,29 +391,6 @@ class Qcow2Pool:
             )
         return Revision(layer_id, layer_id)
 
-    async def _bring_in(self, image: Path, image_format: str, layer_id: str) -> Layer:
-        """The foreign image as a file of the pool, checked. Nothing refers to it yet."""
-        path = self._shelf.image(layer_id)
-        if image_format == FORMAT:
-            header = qcow2format.read_header(image)
-            if header.backing or header.has_external_data or header.is_encrypted:
-                raise BadRequest(f"image {image} cannot be used as it is", hint="import it with `standalone import`")
-            await asyncio.to_thread(self._shelf.adopt_image, image, layer_id)
-        elif image_format == "raw":
-            await qemuimg.convert(image, "raw", path.with_suffix(".new"))
-            await asyncio.to_thread(sync_file, path.with_suffix(".new"))
-            path.with_suffix(".new").replace(path)
-        else:
-            raise BadRequest(f"image format {image_format[:20]!a} is not known (known: qcow2, raw)")
-        size = qcow2format.read_header(path).size_bytes
-        layer = Layer(layer_id, None, FORMAT, size, is_base=True, seal=self._shelf.look(layer_id))
-        try:
-            await qemuimg.check(self._disk_layers((layer,)))
-        except BackendFailed:
-            path.unlink(missing_ok=True)
-            raise
-        return layer
-
     async def _grown(self, volume: VolumeRecord, size_bytes: int) -> VolumeRecord:
         """The volume with its content extended to ``size_bytes`` (saved by the caller)."""
         if volume.current is None or size_bytes <= self._layers[volume.current.layer].size_bytes:
@@ -600,7 +583,3 @@ def _check_base(volume: VolumeRecord, base: Chain, content: Chain) -> None:
 def _check_size(vid: str, size_bytes: int) -> None:
     if not 0 < size_bytes <= MAX_VOLUME_BYTES or size_bytes % 512:
         raise BadRequest(f"volume {vid} cannot have {size_bytes} bytes (a multiple of 512 up to {MAX_VOLUME_BYTES})")
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:24]

@@ -46,6 +46,17 @@ async def convert(source: Path, source_format: str, target: Path, target_format:
         raise _failure(f"cannot convert {source}", said)
 
 
+async def fill(source: Path, source_format: str, target: DiskLayer) -> None:
+    """Copy an image that names no other file into an empty qcow2 image of the same size, encrypted or not."""
+    options = f"driver={target.format},file.filename={str(target.path).replace(',', ',,')}"
+    options += ",encrypt.format=luks,encrypt.key-secret=key0" if target.secret is not None else ""
+    status, said = await _run(
+        "convert", (target,), "-n", "--target-is-zero", "-f", source_format, str(source), "--target-image-opts", options
+    )
+    if status != 0:
+        raise _failure(f"cannot copy {source} into {target.path}", said)
+
+
 def _options(chain: Chain) -> str:
     """The chain as a ``json:`` file name: every layer named, so that no name inside a file is followed."""
     node: dict[str, object] | None = None
