@@ -68,7 +68,7 @@ def test_credit_is_kept_and_returned() -> None:
     for _ in range(WINDOW // 65536):
         leg.receive(service.send(Data(1, 1, bytes(65536))))
     granted = [service.receive_data(credit) for _ in range(WINDOW // 65536) if (credit := leg.consumed(1, 65536))]
-    assert granted == [[Credit(1, 1, 131072)]] * 2 and service.window(1, 1) == WINDOW
+    assert granted == [[Credit(1, 1, CREDIT_STEP)]] * (WINDOW // CREDIT_STEP) and service.window(1, 1) == WINDOW
 
 
 def test_a_code_that_no_process_has_is_255() -> None:
