@@ -12,7 +12,8 @@ import pytest
 from cloison.drivers.hypervisor.base import Accelerator
 from cloison.drivers.hypervisor.jail import JailedFile, check_jail
 from cloison.drivers.hypervisor.launch import spawn_jailed
-from cloison.drivers.hypervisor.memory_door import MemoryDoor
+from cloison.drivers.hypervisor.memory_door import MemoryDoor, hold_place
+from cloison.drivers.hypervisor.seccomp import GUEST_MEMORY_FD
 from cloison.errors import BackendFailed
 
 PAGE = 4096
@@ -124,3 +125,8 @@ def test_a_program_that_does_not_exist_is_told(memory: Path) -> None:
     os.set_blocking(started.errors_fd, True)
     assert "no-such-program" in os.read(started.errors_fd, 4096).decode()
     started.abandon()
+
+
+def test_the_number_that_the_memory_gets_is_taken_once_and_kept() -> None:
+    assert hold_place() == hold_place() == GUEST_MEMORY_FD
+    assert not os.get_inheritable(GUEST_MEMORY_FD), "only a fork's process inherits it"

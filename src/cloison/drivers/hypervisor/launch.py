@@ -19,7 +19,7 @@ from pathlib import Path
 
 from cloison.drivers.hypervisor.base import Accelerator, Disk, MachineSpec
 from cloison.drivers.hypervisor.jail import JailedFile, plan_jail
-from cloison.drivers.hypervisor.memory_door import MemoryDoor
+from cloison.drivers.hypervisor.memory_door import MemoryDoor, hold_place
 from cloison.drivers.hypervisor.plan import (
     INITRD_PLACE,
     KERNEL_PLACE,
@@ -124,13 +124,14 @@ def spawn_jailed(
             outlives_parent=outlives_parent,
         )
         copied = [file.source for file in files if isinstance(file.source, int)]
+        places = () if door is None else (hold_place(),)
         try:
             wrapper = subprocess.Popen(
                 jailed,
                 stdin=subprocess.DEVNULL,
                 stdout=errors_write,
                 stderr=errors_write,
-                pass_fds=(*inherited, *copied, info_write.fileno(), seccomp),
+                pass_fds=(*inherited, *copied, *places, info_write.fileno(), seccomp),
                 start_new_session=True,
                 cwd="/",
                 env={"PATH": "/usr/bin:/bin"},

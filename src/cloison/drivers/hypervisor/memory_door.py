@@ -19,6 +19,7 @@ import select
 import socket
 import struct
 from collections.abc import Callable
+from functools import cache
 
 from cloison.drivers.hypervisor.seccomp import GUEST_MEMORY_FD, build_door_filter
 from cloison.errors import BackendFailed
@@ -109,6 +110,22 @@ class MemoryDoor:
                 return True
             fcntl.ioctl(listener, _SEND, bytearray(_ANSWER.pack(identity, 0, 0, _CONTINUE)))
         return False
+
+
+@cache
+def hold_place() -> int:
+    """A descriptor to be inherited under the number that the memory will have; BackendFailed without room for it.
+
+    A process with threads waits some 10 ms for the kernel when its table of descriptors has to grow; one that inherits
+    so high a number starts with a table that is large enough. Held for good, so that the number is nobody else's.
+    """
+    nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return fcntl.fcntl(nothing, fcntl.F_DUPFD_CLOEXEC, GUEST_MEMORY_FD)
+    except OSError as error:
+        raise BackendFailed(f"cannot hold a descriptor for guest memory: {error.strerror}", hint=FD_HINT) from error
+    finally:
+        os.close(nothing)
 
 
 def _read_path(pid: int, address: int) -> bytes:
