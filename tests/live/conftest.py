@@ -7,6 +7,7 @@ is built (images, fork points) stays in the cache, keyed by what it was made fro
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -30,7 +31,6 @@ BUILD_LIMIT_S = 1200
 """A first build and fork point take about 3 minutes on two emulated cores; a slow mirror adds."""
 COMMAND_LIMIT_S = 120
 LOG_TAIL_LINES = 60
-OUR_PROGRAMS = (b"qemu-system", b"bwrap", b"cloison", b"passt")
 
 
 @dataclass
@@ -101,28 +101,47 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def our_processes() -> dict[tuple[int, str], str]:
-    """This user's live processes of Cloison's kind: (pid, start time) -> command line."""
-    found = {}
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or int(entry.name) == os.getpid():
-            continue
+def processes_of(root: Path) -> dict[int, str]:
+    """The live processes of the system under ``root``: pid -> command line.
+
+    Known by their environment, by a file of the system that they hold open, or by a parent that is one of them (jailed
+    ones have an empty environment, and some show nobody their descriptors).
+    """
+    parents = {}
+    found = set()
+    for entry in Path("/proc").glob("[0-9]*"):
         try:
-            if entry.stat().st_uid != os.getuid() or not is_alive(int(entry.name)):
-                continue
-            command = (entry / "cmdline").read_bytes()
-            started = (entry / "stat").read_text().rpartition(")")[2].split()[19]
+            state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
+            if state != "Z":
+                parents[int(entry.name)] = int(parent)
+            if f"CLOISON_ROOT={root}".encode() in (entry / "environ").read_bytes().split(b"\0"):
+                found.add(int(entry.name))
+            elif any(is_link_below(link, root) for link in (entry / "fd").iterdir()):
+                found.add(int(entry.name))
         except OSError:
             continue
-        if any(program in command for program in OUR_PROGRAMS):
-            found[int(entry.name), started] = command.replace(b"\0", b" ").decode(errors="replace")[:200]
-    return found
+    while below := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= below
+    return {pid: command_line(pid) for pid in found & parents.keys() - {os.getpid()}}
+
+
+def is_link_below(link: Path, root: Path) -> bool:
+    try:
+        return link.readlink().is_relative_to(root)
+    except OSError:
+        return False
+
+
+def command_line(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")[:200]
+    except OSError:
+        return "?"
 
 
 @pytest.fixture(scope="session")
 def bare_system() -> Iterator[LiveSystem]:
     """A system without any template. At the end everything it started must be gone."""
-    before = our_processes()
     # Sockets' paths end at 107 bytes; the home directory is on the file system of the cache (images are hard links).
     home = Path.home()
     with tempfile.TemporaryDirectory(prefix=".c-", dir=home if len(str(home)) < 40 else "/tmp") as name:
@@ -134,12 +153,11 @@ def bare_system() -> Iterator[LiveSystem]:
         finally:
             live.cloison("daemon", "stop", "--kill", expect=None)
             deadline = time.monotonic() + 20
-            while (left := {key: line for key, line in our_processes().items() if key not in before}) and (
-                time.monotonic() < deadline
-            ):
+            while (left := processes_of(live.root)) and time.monotonic() < deadline:
                 time.sleep(0.1)
-            for pid, _ in left:
-                os.kill(pid, signal.SIGKILL)
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
     assert not left, "processes outlived their system:\n" + "\n".join(left.values())
 
 

@@ -100,10 +100,18 @@ def test_there_is_one_daemon_however_many_commands_start_it(system: LiveSystem) 
     system.cloison("daemon", "stop")
     commands = [system.start("list", stdout=subprocess.DEVNULL) for _ in range(6)]
     assert [command.wait(60) for command in commands] == [0] * 6
-    from tests.live.conftest import our_processes
+    from tests.live.conftest import processes_of
 
-    mine = [line for line in our_processes().values() if "cloison.daemon" in line]
-    assert len(mine) == 1, mine
+    daemons = [line for line in processes_of(system.root).values() if "-m cloison.daemon" in line]
+    assert len(daemons) == 1, daemons
+
+
+def test_the_search_for_leaks_sees_daemon_fork_server_relay_and_qemu(system: LiveSystem, marked_qube: str) -> None:
+    from tests.live.conftest import processes_of
+
+    found = "\n".join(processes_of(system.root).values())
+    for part in ("cloison.daemon", "cloison.qrexec.zygote", f"qemu-system-x86_64 -name guest={marked_qube}"):
+        assert part in found, f"{part} is not in:\n{found}"
 
 
 def test_ctrl_c_of_a_client_ends_its_program_and_nothing_else(system: LiveSystem, marked_qube: str) -> None:
