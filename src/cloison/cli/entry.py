@@ -134,6 +134,7 @@ def run_program(arguments: Sequence[str] | None = None) -> int:
 def run_command(command: click.Command, name: str, words: list[str], session: Session, *,
                 code_of: Callable[[CloisonError], int] = exit_code_for) -> int:  # fmt: skip
     """Run a click command as a whole program: no traceback leaves, whatever happens."""
+    _fill_closed_descriptors()
     try:
         try:
             with command.make_context(name, words, obj=session) as ctx:
@@ -162,6 +163,18 @@ def run_command(command: click.Command, name: str, words: list[str], session: Se
     except OSError as error:
         session.complain(CloisonError(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"))
         return ExitCode.FAILED
+
+
+def _fill_closed_descriptors() -> None:
+    """A caller may have closed standard input or output; a socket of ours must never take their place."""
+    for descriptor, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)  # the lowest free number: this one
+            assert opened == descriptor
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(descriptor, mode, closefd=False))
 
 
 def _complain_of_use(error: click.UsageError, session: Session) -> int:

@@ -36,7 +36,7 @@ class AsyncClient:
                         on_event(event)
         except TimeoutError:
             raise OutcomeUnknown(f"{call.what}: no answer within {timeout_s} s") from None
-        return call.parse(reader.finish())
+        return call.read(reader.finish())
 
     async def events(self, dest: str = "dom0", *, reconnect: bool = True) -> AsyncIterator[Event]:
         """Every event, for ever; as ``Client.events``."""

@@ -1,6 +1,6 @@
 """Every call the command line makes, as a value: what to send and how to read the answer.
 
-In: plain arguments. Out: ``Call`` objects for ``Client.do`` and ``AsyncClient.do``. May import: nothing of ours.
+In: plain arguments. Out: ``Call`` objects for ``Client.do`` and ``AsyncClient.do``. May import: client.failures.
 Formats: Admin API notes, section 4. Answers of ``cloison.*`` methods are JSON.
 """
 
@@ -10,6 +10,8 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
+
+from cloison.client.failures import OutcomeUnknown
 
 T_co = TypeVar("T_co", covariant=True)
 Json = dict[str, Any]
@@ -24,6 +26,14 @@ class Call(Generic[T_co]):
     arg: str = ""
     payload: bytes = b""
     parse: Callable[[bytes], T_co] = lambda data: None  # type: ignore[assignment, return-value]
+
+    def read(self, data: bytes) -> T_co:
+        """The result in the OK data; OutcomeUnknown if it makes no sense (another version of the daemon)."""
+        try:
+            return self.parse(data)
+        except (ValueError, LookupError) as error:
+            hint = "is the daemon of another version? `cloison daemon restart`"
+            raise OutcomeUnknown(f"{self.what}: the answer cannot be read ({error})", hint=hint) from None
 
     @property
     def what(self) -> str:
@@ -59,8 +69,18 @@ def _lines(data: bytes) -> list[str]:
     return _text(data).splitlines()
 
 
-def _json(data: bytes) -> Any:
-    return json.loads(data) if data else None
+def _object(data: bytes) -> Json:
+    found = json.loads(data)
+    if not isinstance(found, dict):
+        raise ValueError("no JSON object")
+    return found
+
+
+def _rows(data: bytes) -> list[Json]:
+    found = json.loads(data)
+    if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
+        raise ValueError("no list of JSON objects")
+    return found
 
 
 def _dump(value: Any) -> bytes:
@@ -110,7 +130,7 @@ def state_of(qube: str) -> Call[QubeState]:
 
 def list_qubes(properties: Sequence[str] = ()) -> Call[list[Json]]:
     """Everything a listing shows, in one call; ``properties`` beside the usual ones."""
-    return Call("cloison.qube.List", "dom0", payload=_dump({"properties": list(properties)}), parse=_json)
+    return Call("cloison.qube.List", "dom0", payload=_dump({"properties": list(properties)}), parse=_rows)
 
 
 def list_classes() -> Call[list[str]]:
@@ -139,7 +159,7 @@ def rename(qube: str, new_name: str) -> Call[None]:
 
 
 def console_log(qube: str) -> Call[Json]:
-    return Call("cloison.qube.ConsoleLog", qube, parse=_json)
+    return Call("cloison.qube.ConsoleLog", qube, parse=_object)
 
 
 def remove(qube: str) -> Call[None]:
@@ -306,38 +326,38 @@ def volume_set(qube: str, volume: str, option: str, value: str) -> Call[None]:
 
 def template_build(name: str, options: Json) -> Call[Json]:
     """``options``: distribution, suite, include, size_bytes, force; all optional."""
-    return Call("cloison.template.Build", "dom0", name, _dump(options), parse=_json)
+    return Call("cloison.template.Build", "dom0", name, _dump(options), parse=_object)
 
 
 def template_commit(template: str) -> Call[Json]:
-    return Call("cloison.template.Commit", template, parse=_json)
+    return Call("cloison.template.Commit", template, parse=_object)
 
 
 def template_list() -> Call[list[Json]]:
-    return Call("cloison.template.List", "dom0", parse=_json)
+    return Call("cloison.template.List", "dom0", parse=_rows)
 
 
 def standalone_import(name: str, options: Json) -> Call[Json]:
     """``options``: image (absolute path), format, label, memory_mib, size_bytes."""
-    return Call("cloison.standalone.Import", "dom0", name, _dump(options), parse=_json)
+    return Call("cloison.standalone.Import", "dom0", name, _dump(options), parse=_object)
 
 
 def forkpoint_list() -> Call[list[Json]]:
-    return Call("cloison.forkpoint.List", "dom0", parse=_json)
+    return Call("cloison.forkpoint.List", "dom0", parse=_rows)
 
 
 def forkpoint_make(qube: str) -> Call[Json]:
-    return Call("cloison.forkpoint.Make", qube, parse=_json)
+    return Call("cloison.forkpoint.Make", qube, parse=_object)
 
 
 def forkpoint_drop(**which: str) -> Call[Json]:
     """``key=`` or ``template=``; nothing: all."""
-    return Call("cloison.forkpoint.Drop", "dom0", payload=_dump(which), parse=_json)
+    return Call("cloison.forkpoint.Drop", "dom0", payload=_dump(which), parse=_object)
 
 
 def daemon_status() -> Call[Json]:
-    return Call("cloison.daemon.Status", "dom0", parse=_json)
+    return Call("cloison.daemon.Status", "dom0", parse=_object)
 
 
 def daemon_stop(*, kill_qubes: bool = False) -> Call[Json]:
-    return Call("cloison.daemon.Stop", "dom0", payload=_dump({"kill_qubes": kill_qubes}), parse=_json)
+    return Call("cloison.daemon.Stop", "dom0", payload=_dump({"kill_qubes": kill_qubes}), parse=_object)

@@ -47,7 +47,7 @@ class Client:
         for event in self._exchange(call, reader, timeout_s):
             if on_event is not None:
                 on_event(event)
-        return call.parse(reader.finish())
+        return call.read(reader.finish())
 
     def events(self, dest: str = "dom0", *, reconnect: bool = True) -> Iterator[Event]:
         """Every event of the system (or of one qube), for ever; after a lost connection again, one second later.

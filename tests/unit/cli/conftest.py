@@ -120,6 +120,8 @@ class FakeDaemon:
         if dest != "dom0" and dest not in names:
             return refused("QubesVMNotFoundError", f"no qube is named '{dest}' (hint: `cloison list` shows them all)")
         arg = self.asked[-1][1]
+        if method.endswith(("label.Index", "volume.Info")):
+            return ok("7" if method.endswith("Index") else "size=1\nusage=1\n")
         if method == "admin.vm.List":
             rows = self.rows if dest == "dom0" else [row for row in self.rows if row["name"] == dest]
             return ok("".join(f"{r['name']} class={r['class']} state={r['state']} uuid={r['uuid']}\n" for r in rows))
@@ -127,6 +129,8 @@ class FakeDaemon:
             return ok([self._row(row, json.loads(payload)) for row in self.rows])
         if method == "cloison.forkpoint.List":
             return ok(self.points)
+        if method.startswith("cloison."):
+            return ok([] if method.endswith(".List") else {})
         if method == "admin.vmclass.List":
             return ok("AppVM\nTemplateVM\n")
         if method.startswith(("admin.vm.property.", "admin.property.")):

@@ -35,6 +35,15 @@ def test_a_connection_that_ends_without_an_answer_leaves_it_unknown(daemon: Any)
         Client().do(calls.power("Start", "work"))
 
 
+def test_an_answer_that_makes_no_sense_leaves_it_unknown(daemon: Any) -> None:
+    daemon.answers("cloison.daemon.Status", daemon.ok("[1"))
+    with pytest.raises(OutcomeUnknown, match="another version"):
+        Client().do(calls.daemon_status())
+    daemon.answers("admin.vm.List", daemon.ok(""))
+    with pytest.raises(OutcomeUnknown, match="cannot be read"):
+        Client().do(calls.state_of("work"))
+
+
 def test_progress_arrives_before_the_answer(daemon: Any) -> None:
     daemon.answers(
         "cloison.template.Commit", daemon.event("t", "progress", step="freezing") + daemon.ok({"revision": "r2"})

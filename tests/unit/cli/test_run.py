@@ -81,6 +81,16 @@ def test_input_that_nobody_reads_does_not_hold_the_command_up(daemon: Any, broke
     assert run("work", "exit 3", input=b"x" * (8 << 20)).returncode == 3
 
 
+def test_closed_descriptors_are_empty_not_ours(daemon: Any, broker: Any) -> None:
+    program = " ".join(PROGRAM)
+    done = subprocess.run(f"{program} run work 'wc -c; exit 3' <&-", shell=True, capture_output=True, timeout=30)
+    assert (done.returncode, done.stdout.strip()) == (3, b"0")
+    done = subprocess.run(f"{program} run work 'echo x; exit 4' >&- 2>&-", shell=True, timeout=30)
+    assert done.returncode == 4
+    done = subprocess.run(f"{program} remove vault <&-", shell=True, capture_output=True, timeout=30)
+    assert (done.returncode, b"Traceback" in done.stderr) == (2, False)
+
+
 def test_no_stdin_gives_end_of_file_at_once(daemon: Any, broker: Any) -> None:
     assert run("-n", "work", "wc -c", input=b"ignored").stdout.strip() == b"0"
 
