@@ -555,6 +555,11 @@ async def make_blank(path: Path, size_bytes: int) -> DiskLayer:
     return DiskLayer(path, FORMAT)
 
 
+async def export_raw(chain: Chain, path: Path) -> None:
+    """What ``chain`` shows, as a sparse raw file at ``path``. The caller owns the file."""
+    await qemuimg.flatten(chain, path)
+
+
 def _record(spec: VolumeSpec, current: Revision | None, *, pristine: bool = True) -> VolumeRecord:
     return VolumeRecord(
         spec.vid, spec.kind, spec.size_bytes, spec.source if spec.kind is VolumeKind.SNAPSHOT else None,

@@ -46,6 +46,13 @@ async def convert(source: Path, source_format: str, target: Path, target_format:
         raise _failure(f"cannot convert {source}", said)
 
 
+async def flatten(chain: Chain, target: Path) -> None:
+    """Write what the chain shows into a sparse raw file."""
+    status, said = await _run("convert", chain, "-O", "raw", _options(chain), str(target))
+    if status != 0:
+        raise _failure(f"cannot write {target}", said)
+
+
 async def fill(source: Path, source_format: str, target: DiskLayer) -> None:
     """Copy an image that names no other file into an empty qcow2 image of the same size, encrypted or not."""
     options = f"driver={target.format},file.filename={str(target.path).replace(',', ',,')}"
