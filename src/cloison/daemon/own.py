@@ -137,6 +137,7 @@ class DaemonVerbs:
     # -- fork points
 
     async def forkpoints(self) -> Sequence[Json]:
+        await self._templates.learn_revisions()
         return [_as_json(row) for row in self._templates.forkpoints()]
 
     async def make_forkpoint(self, name: QubeName, report: Report) -> Json:

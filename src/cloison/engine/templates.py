@@ -175,9 +175,9 @@ class Templates:
             log.warning("the fork point of %s could not be refreshed: %s", template, error)
 
     async def learn_revisions(self) -> None:
-        """Read every template's present revision once, so that ``is_outdated`` need not wait."""
+        """Read the present revision of every template that is not known yet, so that others need not wait."""
         for qube in self._ledger.inventory:
-            if qube.klass is Klass.TEMPLATE:
+            if qube.klass is Klass.TEMPLATE and qube.name not in self._revisions:
                 try:
                     self._revisions[qube.name] = await self.revision(qube.name)
                 except CloisonError as error:
@@ -233,17 +233,20 @@ class Templates:
         return point
 
     def forkpoints(self) -> list[ForkPointRow]:
-        """All fork points of this system's templates, and those being made."""
-        inventory, forkpoints = self._ledger.inventory, self._system.ground.forkpoints
+        """All fork points of this system's templates, and those being made.
+
+        A clone of a template has its content, and so its fork points too, until one of the two changes: one row each.
+        """
+        forkpoints = self._system.ground.forkpoints
         users: dict[str, list[QubeName]] = {}
         for name in sorted(self._system.running()):
             if (live := self._system.find_live(name)) is not None and live.run.forkpoint:
                 users.setdefault(live.run.forkpoint, []).append(name)
         complete = forkpoints.complete()
         rows = [
-            ForkPointRow(QubeName(point.template), point.key, "ready", point, tuple(users.get(point.key, ())))
+            ForkPointRow(owner, point.key, "ready", point, tuple(users.get(point.key, ())))
             for point in complete
-            if _has_template(inventory, point.template)
+            for owner in self._owners(point)
         ]
         known = {row.key for row in rows}
         rows += [
@@ -252,6 +255,13 @@ class Templates:
             if key not in known
         ]
         return rows
+
+    def _owners(self, point: ForkPoint) -> list[QubeName]:
+        """The templates whose qubes are forked from it now; the one that it was made for, if there are none."""
+        inventory = self._ledger.inventory
+        present = sorted(n for n, revision in self._revisions.items() if revision == point.revision_id)
+        made_for = [QubeName(point.template)]
+        return [name for name in present or made_for if _has_template(inventory, name)]
 
     def drop_forkpoints(self, *, key: str = "", template: str = "") -> list[str]:
         """Drop one fork point, a template's, or all; answers the keys."""
