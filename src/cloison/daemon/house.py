@@ -21,7 +21,7 @@ from cloison.admin.server import AdminServer
 from cloison.admin.system import picture_for_policy
 from cloison.daemon.books import Bookkeeping
 from cloison.daemon.calls import admin_handlers, may_know
-from cloison.daemon.own import DaemonVerbs, Facade, build_for_engine
+from cloison.daemon.own import DaemonVerbs, Facade, build_for_engine, read_boot_files_of
 from cloison.daemon.targets import EngineTargets
 from cloison.drivers.hypervisor.qemu import QemuHypervisor
 from cloison.drivers.state.sqlite import Store
@@ -120,7 +120,9 @@ async def built(layout: Layout) -> AsyncIterator[House]:
         stack.push_async_callback(system.close)
         books.volumes = Volumes(ledger, system, {"qcow2": PoolDriver(pools.open, ("dir_path",))})
         books.qubes = Qubes(ledger, system, books.volumes, kept=(kernels,))
-        templates = Templates(system, ledger, books.qubes, functools.partial(build_for_engine, layout.cache))
+        templates = Templates(
+            system, ledger, books.qubes, functools.partial(build_for_engine, layout.cache), read_boot_files_of
+        )
         committed.append(templates)
         books.volumes.root_changed = templates.committed
 

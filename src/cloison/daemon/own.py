@@ -15,6 +15,8 @@ from typing import Any
 from cloison import __version__
 from cloison.admin.own import Json, Progress, Report
 from cloison.drivers.hypervisor.base import Accelerator
+from cloison.drivers.storage.base import Chain
+from cloison.drivers.storage.qcow2 import export_raw
 from cloison.engine import templates as engine
 from cloison.engine.inventory import Ledger
 from cloison.engine.system import System
@@ -23,6 +25,7 @@ from cloison.errors import BadRequest, ProtocolError
 from cloison.layout import Layout
 from cloison.model.classes import Klass
 from cloison.model.names import QubeName
+from cloison.templates.bootfiles import read_boot_files
 from cloison.templates.build import ImageRequest, build_image
 from cloison.templates.importer import inspect_image
 
@@ -167,6 +170,14 @@ async def build_for_engine(cache: Path, wishes: Mapping[str, Any], progress: eng
     image = await build_image(request, cache, progress)
     version = f"{request.distribution}-{request.suite or 'stable'}"
     return _Built(image.disk, image.kernel, image.initrd, image.key, image.size_bytes, version)
+
+
+async def read_boot_files_of(chain: Chain, directory: Path) -> tuple[Path, Path] | None:
+    """Kernel and initrd out of a root volume (``engine.templates.ReadBootFiles``)."""
+    raw = directory / "root.raw"
+    await export_raw(chain, raw)
+    found = await read_boot_files(raw, directory)
+    return (found.kernel, found.initrd) if found else None
 
 
 def _as_json(row: ForkPointRow) -> Json:

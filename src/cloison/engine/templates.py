@@ -5,13 +5,16 @@ In: verbs of the Admin API. Out: template qubes, root revisions, fork points. Ma
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import secrets
+import shutil
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from cloison.drivers.storage.base import Pool, VolumeSpec
+from cloison.drivers.storage.base import Chain, Pool, VolumeSpec
 from cloison.engine.events import ForkPointDropped, ForkPointMade, QubeRemoved, TemplateCommitted
 from cloison.engine.facts import AGENT_FEATURE, facts_of
 from cloison.engine.forkpoints import ForkPoint, ForkSource
@@ -24,6 +27,7 @@ from cloison.errors import BadRequest, CloisonError
 from cloison.model.classes import Klass
 from cloison.model.inventory import Inventory
 from cloison.model.names import QubeName, parse_qube_name
+from cloison.model.volumes import KERNEL_OF_TEMPLATE
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +65,8 @@ class BuiltImage(Protocol):
 
 BuildImage = Callable[[Mapping[str, Any], Progress], Awaitable[BuiltImage]]
 """Build (or find in the cache) the image that a request asks for."""
+ReadBootFiles = Callable[[Chain, Path], Awaitable[tuple[Path, Path] | None]]
+"""Kernel and initrd out of a root volume, as files in an empty directory; None if it has none."""
 
 
 @dataclass(frozen=True)
@@ -79,11 +85,15 @@ class ForkPointRow:
 class Templates:
     """Verbs on templates and their fork points."""
 
-    def __init__(self, system: System, ledger: Ledger, qubes: Qubes, build_image: BuildImage) -> None:
+    def __init__(
+        self, system: System, ledger: Ledger, qubes: Qubes, build_image: BuildImage, read_boot_files: ReadBootFiles
+    ) -> None:
         self._system = system
         self._ledger = ledger
         self._qubes = qubes
         self._build_image = build_image
+        self._read_boot_files = read_boot_files
+        self._reading = asyncio.Lock()
         self._revisions: dict[QubeName, str] = {}
 
     async def build(
@@ -128,6 +138,8 @@ class Templates:
         if self._system.is_running(template):
             progress("shutting the template down", 0.0)
             await self._system.shutdown(template, wait=True)
+        progress("looking for a new kernel in it", 0.2)
+        await self._renew_kernel(template)
         progress("making the fork point of the new revision", 0.3)
         await self.make_forkpoint(template)
         progress("done", 1.0)
@@ -148,7 +160,7 @@ class Templates:
                 properties={"kernel": "", **({"memory": memory_mib} if memory_mib else {})},
                 features={AGENT_FEATURE: ""},
                 sizes={"root": size_bytes},
-                makers={"root": _maker(image, image_format, f"import {qube} {size_bytes}")},
+                makers={"root": _maker(image, image_format, f"import {secrets.token_hex(16)}")},
             )
         )
         return qube
@@ -169,10 +181,35 @@ class Templates:
         self._ledger.tell(TemplateCommitted(template, revision))
         for key in self._system.ground.forkpoints.drop_stale(template, revision):
             self._ledger.tell(ForkPointDropped(template, f"{key}: the template has a newer revision"))
+        await self._renew_kernel(template)
         try:
             await self.make_forkpoint(template)
         except CloisonError as error:
             log.warning("the fork point of %s could not be refreshed: %s", template, error)
+
+    async def _renew_kernel(self, template: QubeName) -> None:
+        """From now on boot the kernel which the template's root has now: an upgrade in it may have brought another.
+
+        The old one goes on serving when that cannot be read.
+        """
+        ground, qube = self._system.ground, self._ledger.inventory.qube(template)
+        if qube.properties.get("kernel", KERNEL_OF_TEMPLATE) != KERNEL_OF_TEMPLATE:
+            return
+        root = qube.volumes["root"]
+        scratch = ground.layout.data / f".boot-{template}"
+        async with self._reading:
+            try:
+                await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
+                scratch.mkdir(parents=True, mode=0o700)
+                found = await self._read_boot_files(await ground.pool(root.pool).chain(root.vid), scratch)
+                if found is not None:
+                    label = qube.features.get("os-distribution", "kernel")
+                    kernel = await asyncio.to_thread(ground.kernels.add, label, *found)
+                    ground.kernels.assign(template, kernel)
+            except (CloisonError, OSError) as error:
+                log.warning("the kernel of %s stays the old one: %s", template, error)
+            finally:
+                await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
 
     async def learn_revisions(self) -> None:
         """Read the present revision of every template that is not known yet, so that others need not wait."""
