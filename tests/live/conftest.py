@@ -114,9 +114,8 @@ def processes_of(root: Path) -> dict[int, str]:
             state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
             if state != "Z":
                 parents[int(entry.name)] = int(parent)
-            if f"CLOISON_ROOT={root}".encode() in (entry / "environ").read_bytes().split(b"\0"):
-                found.add(int(entry.name))
-            elif any(is_link_below(link, root) for link in (entry / "fd").iterdir()):
+            is_told = f"CLOISON_ROOT={root}".encode() in (entry / "environ").read_bytes().split(b"\0")
+            if is_told or any(is_link_below(link, root) for link in (entry / "fd").iterdir()):
                 found.add(int(entry.name))
         except OSError:
             continue
