@@ -125,8 +125,8 @@ class RemoteCall:
         fd, table = self._outputs[stream], self._tables[stream]
         if fd >= 0:
             try:
-                if not payload and stream == 1 and self._half_close:
-                    shut_writing(fd)
+                if not payload and stream == 1:
+                    shut_writing(fd) if self._half_close else let_go(fd)
                 write_all(fd, payload.translate(table) if table else payload)
             except OSError:
                 self._outputs[stream] = -1
@@ -145,6 +145,14 @@ def complain(message: str) -> None:
         write_all(2, f"{message}\n".encode("utf-8", "replace"))
     except OSError:
         return
+
+
+def let_go(fd: int) -> None:
+    """Tell the reader of our own standard output that no more comes, though we go on."""
+    if fd == 1:
+        nothing = posix.open("/dev/null", posix.O_WRONLY)
+        posix.dup2(nothing, fd)
+        posix.close(nothing)
 
 
 def shut_writing(fd: int) -> None:

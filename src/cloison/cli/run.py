@@ -14,6 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from cloison.cli.choices import QUBE
 from cloison.cli.command import ExampleCommand, command
@@ -66,6 +67,11 @@ class RunCommand(ExampleCommand):
         return [*options, "--", *qube, *rest]
 
 
+def _complete_qube(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The first word is a qube; what follows is the qube's own business."""
+    return [] if ctx.params.get("words") or ctx.params.get("dispvm") else QUBE.shell_complete(ctx, param, incomplete)
+
+
 @dataclass(frozen=True)
 class Wishes:
     """What the options ask for, apart from what to run and where."""
@@ -76,6 +82,8 @@ class Wishes:
     autostart: bool
     use_stdin: bool
     filter_output: bool
+    alone: bool = True
+    """Nothing follows this call's output on our standard output."""
 
 
 @command("run", cls=RunCommand, examples=(
@@ -88,7 +96,8 @@ class Wishes:
     ("cloison run --dispvm=my-dvm -- id", "in one made from this template"),
     ("cloison run --service work qubes.GetDate", "a service instead of a command"),
 ))  # fmt: skip
-@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[QUBE] [--] [COMMAND...]")
+@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[QUBE] [--] [COMMAND...]",
+                shell_complete=_complete_qube)  # fmt: skip
 @click.option("--dispvm", metavar="[=TEMPLATE]", help="In a fresh disposable (of TEMPLATE); give no QUBE, or one whose "
               "disposables are meant.")  # fmt: skip
 @click.option("--of", "owner", type=QUBE, hidden=True)
@@ -103,7 +112,7 @@ class Wishes:
 @click.option("--no-filter", is_flag=True, help="Let escape sequences of the qube reach your terminal.")
 def COMMAND(session: Session, words: tuple[str, ...], dispvm: str | None, owner: str | None, user: str, tty: bool,
             service: bool, no_stdin: bool, nogui: bool, no_autostart: bool, no_filter: bool) -> None:  # fmt: skip
-    """Run a command or a service in a qube, as if it were here: input, output, exit code, signals.
+    """Run a command in a qube as if it were here: streams, exit code, signals.
 
     The qube is started if need be. When output goes to your terminal, control sequences in it are masked, because they
     come from the qube; with --tty only those that set titles or the clipboard are left out.
@@ -220,7 +229,7 @@ def _pump(session: Session, call: Call, wishes: Wishes, discard_output: bool) ->
         if discard_output:
             return NullSink()
         if not wishes.filter_output or not os.isatty(descriptor):
-            return DescriptorSink(descriptor)
+            return DescriptorSink(descriptor, closing=wishes.alone and descriptor == 1)
         return TerminalSink(descriptor, StringDropper().clean if wishes.tty else mask_controls)
 
     raw = wishes.tty and wishes.use_stdin and os.isatty(0)

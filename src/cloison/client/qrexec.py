@@ -118,6 +118,7 @@ class HostCall:
         self._on_wait = on_wait
         self._note_at = time.monotonic() + WAIT_NOTE_S if on_wait else None
         self._is_noted = False
+        self._ended: set[int] = set()
 
     def run(self) -> Ending:
         """Carry the call through. Raises OutputClosed if standard output's reader goes away (the call is reset)."""
@@ -221,6 +222,8 @@ class HostCall:
             case Data():
                 sink = self._sinks[event.stream]
                 sink.put(event.payload)
+                if not len(event.payload):
+                    self._ended.add(event.stream)
                 self._give_credit(event.stream, self._flush(event.stream, sink))
             case Accepted():
                 self._accepted = True
@@ -237,7 +240,10 @@ class HostCall:
 
     def _flush(self, stream: int, sink: Sink) -> int:
         try:
-            return sink.flush()
+            done = sink.flush()
+            if stream in self._ended and is_drained(sink):
+                sink.end()
+            return done
         except BrokenPipeError:
             if stream == Stream.STDERR:
                 return sink.discard()

@@ -37,6 +37,10 @@ class Sink(Protocol):
 
     def waiting(self) -> int: ...
 
+    def end(self) -> None:
+        """Nothing more comes, and nothing waits: whoever reads may know."""
+        ...
+
 
 def is_drained(sink: Sink) -> bool:
     return sink.waiting() == 0
@@ -115,6 +119,9 @@ class MemorySink:
     def waiting(self) -> int:
         return 0
 
+    def end(self) -> None:
+        return
+
 
 class NullSink(MemorySink):
     """Throws everything away."""
@@ -124,10 +131,11 @@ class NullSink(MemorySink):
 
 
 class DescriptorSink:
-    """A descriptor that is written as far as it takes data."""
+    """A descriptor that is written as far as it takes data. ``closing``: its reader is told when the output ends."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, *, closing: bool = False) -> None:
         self._descriptor = descriptor
+        self._shared = descriptor if closing else -1
         self._waiting = bytearray()
         self._gone = False
         self._socket: socket.socket | None = None
@@ -169,6 +177,18 @@ class DescriptorSink:
             if self._limit:
                 break
         return done
+
+    def end(self) -> None:
+        if self._shared < 0 or os.isatty(self._shared):
+            return
+        nothing = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        os.dup2(nothing, self._shared)
+        os.close(nothing)
+        if self._socket is not None:
+            self._socket.close()
+        elif self._descriptor != self._shared:
+            os.close(self._descriptor)
+        self._descriptor, self._shared, self._socket, self._gone = -1, -1, None, True
 
     def _write_some(self) -> int:
         if self._socket is not None:

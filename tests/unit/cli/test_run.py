@@ -268,3 +268,16 @@ def test_the_parser_keeps_options_of_the_command_apart() -> None:
     made = RunCommand("run", params=[click.Option(["-u", "--user"]), click.Option(["-t"], is_flag=True)])
     assert made._sorted(["-u", "root", "work", "-t", "ls", "-l"]) == ["-u", "root", "-t", "--", "work", "ls", "-l"]
     assert made._sorted(["work", "--", "-t"]) == ["--", "work", "-t"]
+
+
+def test_the_reader_of_a_pipe_sees_the_end_of_the_output_before_the_end_of_the_call() -> None:
+    reading, writing = os.pipe()
+    sink = DescriptorSink(writing, closing=True)
+    sink.put(b"all of it")
+    assert sink.flush() == 9
+    sink.end()
+    assert os.read(reading, 100) == b"all of it"
+    assert os.read(reading, 100) == b""
+    os.write(writing, b"no longer the pipe")
+    for descriptor in (reading, writing):
+        os.close(descriptor)

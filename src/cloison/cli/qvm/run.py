@@ -71,7 +71,8 @@ def run(session: Session, words: tuple[str, ...], user: str, autostart: bool, no
     if not rest:
         raise click.UsageError("which command?")
     line = rest if no_shell or service else [" ".join(rest)]
-    wishes = Wishes(user, False, not gui, autostart and not no_autostart, pass_io, filter_escape_chars)
+    wishes = Wishes(user, False, not gui, autostart and not no_autostart, pass_io, filter_escape_chars,
+                    alone=len(targets) == 1)  # fmt: skip
     code = 0
     for target in targets:
         if localcmd:
