@@ -88,6 +88,9 @@ class Agent:
     def window(self, session: int, stream: int) -> int:
         return self._port.connection.window(session, stream)
 
+    def pump(self, session: int, stream: int, fd: int) -> int:
+        return self._port.pump(session, stream, fd)
+
     def _receive(self, event: Event) -> None:
         if isinstance(event, (Data, Credit)):
             if service := self._services.get(event.session):

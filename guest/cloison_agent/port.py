@@ -11,13 +11,17 @@ from collections import deque
 from collections.abc import Callable
 
 from cloison.wire import Connection, Event, Hello, Restarted, Role
+from cloison.wire.frames import HEADER_BYTES
 from cloison_agent.loop import EDGE, HANGUP, READ, WRITE, Loop
 
 MAX_WRITE = 32 * 1024
 """Bytes that a virtio-serial port takes at once."""
-READ_BYTES = 64 * 1024
-READS_PER_BATCH = 64
-"""The kernel returns at most one page per read; 64 pages are parsed together."""
+PAGE_BYTES = 4096
+PAGES_PER_READ = 64
+"""The kernel returns at most one page per read, but fills page after page of one ``readv``."""
+SLOT_BYTES = 2 * MAX_WRITE
+SLOTS = 4
+"""Frames that ``pump`` fills with one ``readv``: each is, header included, two full writes."""
 FULL = 256 * 1024
 """Bytes waiting for the host above which producers are paused."""
 
@@ -30,12 +34,65 @@ class Port:
         self._new: list[bytes] = []
         self._waiting: deque[memoryview] = deque()
         self._waiting_bytes = 0
+        self._input = memoryview(bytearray(PAGES_PER_READ * PAGE_BYTES))
+        self._pages = [self._input[at : at + PAGE_BYTES] for at in range(0, len(self._input), PAGE_BYTES)]
+        self._slots = memoryview(bytearray(SLOTS * SLOT_BYTES))
+        starts = range(0, len(self._slots), SLOT_BYTES)
+        self._payloads = [self._slots[at + HEADER_BYTES : at + SLOT_BYTES] for at in starts]
         loop.add(fd, READ | WRITE | EDGE, self._ready)
         loop.after_each = self.flush
 
     def send(self, event: Event) -> None:
         """Queue an event; it leaves at the end of this turn of the loop."""
         self._new.append(self.connection.send(event))
+
+    def pump(self, session: int, stream: int, fd: int) -> int:
+        """Read what ``fd`` has, as far as the window goes, right into frames and send them; returns how many bytes.
+
+        Raises what reading raises. Bytes are not copied on their way, unless the port is full.
+        """
+        room = self.connection.window(session, stream)
+        whole, part = divmod(room, SLOT_BYTES - HEADER_BYTES)
+        payloads = self._payloads[:whole]
+        if part and whole < SLOTS:
+            payloads.append(self._payloads[whole][:part])
+        size_bytes = os.readv(fd, payloads)
+        end = self._write_headers(session, stream, size_bytes)
+        if self._new:
+            self.flush()
+        done = 0 if self._waiting else self._write_slots(end)
+        if done < end:
+            self._waiting.append(memoryview(bytes(self._slots[done:end])))
+            self._waiting_bytes += end - done
+        return size_bytes
+
+    def _write_headers(self, session: int, stream: int, size_bytes: int) -> int:
+        """Make frames of what was read into the slots; returns where the last one ends."""
+        end = 0
+        while size_bytes:
+            length = min(size_bytes, SLOT_BYTES - HEADER_BYTES)
+            header = self.connection.data_header(session, stream, length)
+            if not header:
+                return 0  # the session is over
+            if len(header) > HEADER_BYTES:
+                self._new.append(header[:-HEADER_BYTES])
+            self._slots[end : end + HEADER_BYTES] = header[-HEADER_BYTES:]
+            end += HEADER_BYTES + length
+            size_bytes -= length
+        return end
+
+    def _write_slots(self, end: int) -> int:
+        """Write the slots as far as the port takes them; returns how far. All of it, if the host is gone."""
+        done = 0
+        try:
+            while done < end:
+                done += os.write(self._fd, self._slots[done : min(end, done + MAX_WRITE)])
+        except BlockingIOError:
+            return done
+        except OSError:
+            self._drop_output()
+            return end
+        return done
 
     def _ready(self, mask: int) -> None:
         if mask & (READ | HANGUP):
@@ -58,24 +115,15 @@ class Port:
 
     def _read_all(self) -> None:
         while True:
-            pieces = []
             try:
-                for _ in range(READS_PER_BATCH):
-                    piece = os.read(self._fd, READ_BYTES)
-                    if not piece:
-                        break
-                    pieces.append(piece)
-                    if len(piece) < 4096:
-                        # Short of a page: most likely the end, but only "would block" proves it.
-                        continue
+                size = os.readv(self._fd, self._pages)
             except OSError:
-                piece = b""
-            if pieces:
-                self._receive(pieces[0] if len(pieces) == 1 else b"".join(pieces))
-            if not piece:
                 return
+            if not size:
+                return
+            self._receive(self._input[:size])
 
-    def _receive(self, data: bytes) -> None:
+    def _receive(self, data: bytes | memoryview) -> None:
         connection = self.connection
         for event in connection.receive_data(data):
             if isinstance(event, (Hello, Restarted)):

@@ -34,6 +34,9 @@ FORWARDED = frozenset(
     }
 )
 """Signals that a caller may send to the service that it called."""
+F_SETPIPE_SZ = 1031
+WIDE_PIPE_BYTES = 256 * 1024
+"""A program that fills its pipe gets a wider one: fewer changes between it and us."""
 CTRL_D = b"\x04"
 
 
@@ -42,6 +45,7 @@ class Outlet(Protocol):
 
     def send(self, event: Event) -> None: ...
     def window(self, session: int, stream: int) -> int: ...
+    def pump(self, session: int, stream: int, fd: int) -> int: ...
 
 
 class Source:
@@ -57,28 +61,36 @@ class Source:
         self._loop, self._outlet, self._session, self._stream = loop, outlet, session, stream
         self._fd, self._on_end = fd, on_end
         self.ended = False
+        self._widened = False
         self.copy: Callable[[bytes], None] | None = None
         loop.add(fd, READ, self._ready, producer=True)
 
     def _ready(self, mask: int) -> None:
-        window = self._outlet.window(self._session, self._stream)
-        if not window:
+        if not self._outlet.window(self._session, self._stream):
             self._loop.remove(self._fd)
             return
         try:
-            data = os.read(self._fd, window if window < MAX_PAYLOAD else MAX_PAYLOAD)
+            size_bytes = self._move()
         except BlockingIOError:
             return
         except OSError:  # EIO: the last holder of the terminal is gone; ECONNRESET: so is the peer
-            data = b""
-        if not data:
+            size_bytes = 0
+        if not size_bytes:
             self.close()
             self._outlet.send(Data(self._session, self._stream, b""))
             self._on_end(bool(mask & HANGUP))
-            return
-        self._outlet.send(Data(self._session, self._stream, data))
-        if self.copy is not None:
+        elif size_bytes >= MAX_PAYLOAD - 4096 and not self._widened:
+            self._widened = True
+            widen_pipe(self._fd)
+
+    def _move(self) -> int:
+        if self.copy is None:
+            return self._outlet.pump(self._session, self._stream, self._fd)
+        data = os.read(self._fd, min(self._outlet.window(self._session, self._stream), MAX_PAYLOAD))
+        if data:
+            self._outlet.send(Data(self._session, self._stream, data))
             self.copy(data)
+        return len(data)
 
     def credit_came(self) -> None:
         if not self.ended and not self._loop.has(self._fd):
@@ -100,7 +112,7 @@ class Sink:
         self._loop, self._outlet, self._session, self._fd, self._finish = loop, outlet, session, fd, finish
         self._queue: deque[memoryview] = deque()
         self._counter = CreditCounter()
-        self._last = False
+        self._last = self._widened = False
         self._uncounted = 0
         self.open = True
 
@@ -126,6 +138,9 @@ class Sink:
             self._queue.append(memoryview(bytes(payload[written:])))
             if not self._loop.has(self._fd):
                 self._loop.add(self._fd, WRITE, self._ready)
+            if size_bytes > MAX_PAYLOAD // 2 and not self._widened:
+                self._widened = True
+                widen_pipe(self._fd)
         elif written < size_bytes:
             self._consumed(size_bytes - written)
 
@@ -334,6 +349,12 @@ class SocketSession:
         for end in (self._source, self._sink):
             if end is not None:
                 end.close()
+
+
+def widen_pipe(fd: int) -> None:
+    """Fewer changes between a busy program and us (no effect on sockets and terminals)."""
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(fd, F_SETPIPE_SZ, WIDE_PIPE_BYTES)
 
 
 def _shut_writing(fd: int) -> None:

@@ -8,7 +8,7 @@ SESSION = 1
 MAX_PAYLOAD = 65536
 WINDOW = 1024 * 1024
 """May be less than the protocol's, but not less than its CREDIT_STEP."""
-_CREDIT_STEP = 128 * 1024
+_CREDIT_STEP = WINDOW // 2
 HEADER = Struct("<III")
 _CREDIT = Struct("<B3xI")
 _EXIT = Struct("<i")

@@ -425,8 +425,11 @@ class Relay:
         except BlockingIOError:
             return
         except OSError:
-            self._lose_leg(call)
-            return
+            if call.ended:
+                self._close_leg(call)
+                return
+            # What its end said last may still be unread: it is read before the call is given up.
+            self._drop_backlog(call)
         if call.ended:
             self._events.modify(call.leg, _READ)
         else:
@@ -535,9 +538,13 @@ class Relay:
             self._write_leg(call, pack_frame(Kind.RESET, LEG_SESSION, message[2]))
         self._close_leg(call)
 
-    def _close_leg(self, call: RelayedCall) -> None:
+    def _drop_backlog(self, call: RelayedCall) -> None:
         self._hoard -= call.backlog_bytes
-        call.backlog, call.backlog_bytes, call.partial = [], 0, b""
+        call.backlog, call.backlog_bytes = [], 0
+
+    def _close_leg(self, call: RelayedCall) -> None:
+        self._drop_backlog(call)
+        call.partial = b""
         del self._legs[call.leg]
         del self._handles[call.handle]
         # Closing takes it out of both epoll sets: this is its only descriptor.

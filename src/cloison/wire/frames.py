@@ -59,11 +59,13 @@ MAX_PING: Final = 64
 MAX_REASON: Final = 1024
 """Bytes of a reason in REFUSED and RESET: one line for a person."""
 
-WINDOW: Final = 256 * 1024
-"""Bytes of one stream that may be on the way without the receiver's CREDIT. Four full frames: enough to keep a
-port busy, small enough that a thousand stuck streams fit in memory. It is also the highest value a window may have."""
+WINDOW: Final = 1024 * 1024
+"""Bytes of one stream that may be on the way without the receiver's CREDIT; also the highest value a window may have.
+An emulated guest that shares two cores with others answers with credit after five to ten milliseconds: with 256 KiB a
+stream spent most of its time waiting for it. Small enough that a hundred stuck streams fit in memory."""
 CREDIT_STEP: Final = WINDOW // 2
-"""A receiver returns credit when this much was consumed: at most one CREDIT frame for two full data frames."""
+"""A receiver returns credit when this much was consumed. Each CREDIT frame wakes the sending guest up, which costs it
+as much as sending some ten kilobytes; no end may start with a window smaller than this."""
 
 MAX_SESSIONS: Final = 4096
 """Live sessions on one connection; an agent that exceeds it is broken or hostile. Qubes: 256 per qube."""

@@ -230,7 +230,7 @@ async def test_a_stuck_call_holds_up_no_other(house):
     caller = await house.qubes.start("work")
     await house.qubes.start("vault", **{"test.Never+": never})
     stuck = await caller.call("vault", "test.Never")
-    filling = asyncio.create_task(stuck.write(Stream.STDIN, bytes(1 << 20)))
+    filling = asyncio.create_task(stuck.write(Stream.STDIN, bytes(8 << 20)))
     await asyncio.sleep(0.05)
     for _ in range(20):
         call = await caller.call("vault", "test.Echo")
