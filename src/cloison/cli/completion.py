@@ -16,7 +16,7 @@ from cloison.cli.session import Session
 ))  # fmt: skip
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def COMMAND(session: Session, shell: str) -> None:
-    """Print the script that teaches a shell to complete commands, options and names of qubes."""
+    """Print the completion script of a shell: commands, options, names of qubes."""
     from cloison.cli.entry import program
 
     kind = get_completion_class(shell)

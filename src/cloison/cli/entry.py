@@ -83,7 +83,7 @@ class ProgramGroup(click.Group):
                 except ModuleNotFoundError:
                     continue
                 if found is not None:
-                    rows.append((name, found.get_short_help_str(60)))
+                    rows.append((name, found.get_short_help_str(formatter.width - 18)))
             with formatter.section(title):
                 formatter.write_dl(rows)
 

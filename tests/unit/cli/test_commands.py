@@ -379,8 +379,10 @@ def test_completion_scripts(cloison: Run, shell: str) -> None:
     assert "_CLOISON_COMPLETE" in cloison("completion", shell).out
 
 
-def test_names_of_qubes_are_completed(daemon: Any) -> None:
-    env = {**os.environ, "_CLOISON_COMPLETE": "bash_complete", "COMP_WORDS": "cloison start wo", "COMP_CWORD": "2"}
+@pytest.mark.parametrize("line", ["cloison start wo", "cloison run wo", "cloison run -t wo", "cloison list --json wo"])
+def test_names_of_qubes_are_completed(daemon: Any, line: str) -> None:
+    position = str(len(line.split()) - 1)
+    env = {**os.environ, "_CLOISON_COMPLETE": "bash_complete", "COMP_WORDS": line, "COMP_CWORD": position}
     done = subprocess.run(
         [sys.executable, "-c", "from cloison.cli import main; main()"], env=env, capture_output=True, text=True
     )
