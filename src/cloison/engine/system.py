@@ -34,7 +34,7 @@ from cloison.engine.events import (
 )
 from cloison.engine.runs import Phase
 from cloison.engine.start import Facts, Ground, Live, launch
-from cloison.engine.stop import ask_to_stop, put_away, take_kernel
+from cloison.engine.stop import ask_to_stop, put_away
 from cloison.errors import (
     BackendFailed,
     BadRequest,
@@ -192,8 +192,6 @@ class System:
             await self.kill(name)
             return
         seat.wanted_down = True
-        if (kernel := await take_kernel(live, self.ground.kernels)) is not None:
-            self.ground.kernels.assign(name, kernel)
         await ask_to_stop(live)
         if seat.live is live:
             self._turn_to(seat, PowerState.HALTING)
