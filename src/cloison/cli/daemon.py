@@ -15,7 +15,7 @@ from cloison.cli.table import human_bytes, human_seconds
 from cloison.client import calls
 from cloison.client.connection import Client
 from cloison.client.failures import DaemonUnreachable, OutcomeUnknown
-from cloison.client.spawn import is_listening, start_daemon
+from cloison.client.spawn import is_listening, is_locked, start_daemon
 
 COMMAND = group("daemon", examples=(("cloison daemon status", "is it there, and where"),))(lambda: None)
 COMMAND.help = """Start, stop and watch the daemon (cloisond).
@@ -23,7 +23,8 @@ COMMAND.help = """Start, stop and watch the daemon (cloisond).
 Every command starts it when it is needed. Stopping it leaves qubes running unless told otherwise; the next one finds
 them again.
 """
-STOP_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 90.0
+"""Ending twenty qubes on a loaded machine takes some seconds; a daemon that needs longer hangs."""
 POLL_S = 0.05
 
 
@@ -65,7 +66,7 @@ def stop_daemon(session: Session, *, shutdown: bool, kill: bool) -> bool:
     except OutcomeUnknown:
         pass  # it may end before its answer is out; whether it did is seen below
     deadline = time.monotonic() + STOP_TIMEOUT_S
-    while is_listening(session.layout.admin_socket):
+    while is_listening(session.layout.admin_socket) or is_locked(session.layout.lock):
         if time.monotonic() > deadline:
             raise DaemonUnreachable(f"the daemon did not stop within {STOP_TIMEOUT_S:.0f} s", hint="cloison daemon log")
         time.sleep(POLL_S)

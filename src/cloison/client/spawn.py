@@ -8,6 +8,7 @@ its own session. Two callers at once are fine: the daemon holds a lock, the lose
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import subprocess
@@ -21,6 +22,7 @@ from cloison.layout import Layout
 START_TIMEOUT_S = 30.0
 """Python's start, opening the database and finding running qubes again take below 2 s; a slow disk may add."""
 POLL_S = 0.02
+RETRY_S = 0.2
 UNIT = "cloisond.service"
 
 
@@ -33,8 +35,11 @@ def start_daemon(layout: Layout) -> None:
     while time.monotonic() < deadline:
         if is_listening(layout.admin_socket):
             return
-        if process is not None and process.poll() not in (None, 0):
-            break
+        if process is not None and (ended := process.poll()) is not None:
+            if ended:
+                break
+            time.sleep(RETRY_S)  # another one holds the lock: it is starting too, or about to end
+            process = _spawn(layout)
         time.sleep(POLL_S)
     reason = f": {last}" if (last := _last_line(layout.log)) else ""
     raise DaemonUnreachable(f"the daemon did not start{reason}", hint=f"see {layout.log}, or `cloison doctor`")
@@ -49,6 +54,18 @@ def is_listening(path: Path) -> bool:
         except OSError:
             return False
         return True
+
+
+def is_locked(lock: Path) -> bool:
+    """A daemon lives, whether or not it answers (it may be starting or ending)."""
+    try:
+        with lock.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def has_user_manager() -> bool:

@@ -101,6 +101,27 @@ def test_two_starts_at_once_both_find_the_one_daemon(
     assert is_listening(system.admin_socket)
 
 
+def test_a_start_while_the_old_daemon_ends_succeeds(
+    system: Layout, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The old one holds the lock but listens no more: the first new one gives way, the next one serves."""
+    import sys
+
+    monkeypatch.setattr("cloison.client.spawn.RETRY_S", 0.01)
+    program = tmp_path / "python"
+    serve = (
+        f"import socket,time;s=socket.socket(socket.AF_UNIX);s.bind('{system.admin_socket}');s.listen();time.sleep(3)"
+    )
+    program.write_text(
+        f"#!/bin/sh\n[ -e {tmp_path}/second ] || {{ touch {tmp_path}/second; exit 0; }}\n"
+        f'exec {sys.executable} -c "{serve}"\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(program))
+    start_daemon(system)
+    assert is_listening(system.admin_socket)
+
+
 def test_events_go_on_after_the_daemon_came_back(daemon: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cloison.client.connection.RECONNECT_DELAY_S", 0.01)
     daemon.answers("admin.Events", daemon.event("", "connection-established"))
