@@ -154,7 +154,6 @@ async def _run_program(program: Path, call: ServiceCall, leg: _CountingLeg) -> i
         return_code = await leg.while_there(_forward_output(leg, process))
         return 128 - return_code if return_code < 0 else return_code
     finally:
-        await asyncio.sleep(0)  # a broken pipe is heard before the cancellation, else asyncio logs it as unheard
         feeding.cancel()
         await asyncio.gather(feeding, return_exceptions=True)
         if process.returncode is None:
@@ -168,7 +167,10 @@ async def _feed(leg: _CountingLeg, process: asyncio.subprocess.Process) -> None:
     with contextlib.suppress(ConnectionError):  # a program need not read all it is sent
         while part := await leg.next_stdin():
             process.stdin.write(part)
-            await process.stdin.drain()
+            # Not cancelled with us: a pipe that breaks meanwhile would be logged as an error nobody heard of.
+            draining = asyncio.ensure_future(process.stdin.drain())
+            draining.add_done_callback(lambda done: done.cancelled() or done.exception())
+            await asyncio.shield(draining)
     process.stdin.close()
 
 

@@ -120,6 +120,9 @@ class FakeAgent:
         self.connection = Connection(Role.AGENT, software="fake")
         self.sessions: dict[int, FakeSession] = {}
         self._ready = ready
+        self.chop: Callable[[], int] | None = None
+        """Sizes of the pieces in which bytes leave; None: whole."""
+        self._one_at_a_time = asyncio.Lock()
         self._server: asyncio.Server | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -146,10 +149,22 @@ class FakeAgent:
         await self.send_raw(self.connection.send(event))
 
     async def send_raw(self, data: bytes) -> None:
-        if self._writer is not None and data:
-            self._writer.write(data)
+        async with self._one_at_a_time:
+            await self._send_raw(data)
+
+    async def _send_raw(self, data: bytes) -> None:
+        while self._writer is not None and data:
+            size = self.chop() if self.chop is not None else len(data)
+            self._writer.write(data[:size])
+            data = data[size:]
             with contextlib.suppress(ConnectionError):
-                await self._writer.drain()
+                await self._sending(len(data))
+
+    async def _sending(self, left: int) -> None:
+        assert self._writer is not None
+        await self._writer.drain()
+        if left and self.chop is not None:
+            await asyncio.sleep(0)
 
     async def call(self, target: str, service: str) -> FakeSession:
         """Make a call; PermissionError if it was refused."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import signal
 import time
 
@@ -221,6 +222,25 @@ async def test_bulk_in_all_directions_at_once(house):
 
     sizes = await asyncio.gather(*(exchange(*pair) for pair in [(work, "vault"), (vault, "work")] * 4))
     assert sizes == [3 << 20] * 8
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_frames_may_come_in_pieces_of_any_size(house, seed):
+    dice = random.Random(seed)
+    work = await house.qubes.start("work")
+    vault = await house.qubes.start("vault")
+    work.chop = vault.chop = lambda: dice.choice([1, 5, 11, 12, 13, 100, 4096, 32768, 65536, 200_000])
+    parts = [dice.randbytes(dice.choice([1, 2, 1000, 65535, 65536])) for _ in range(12)]
+    call = await work.call("vault", "test.Echo")
+
+    async def feed() -> None:
+        for part in parts:
+            await call.write(Stream.STDIN, part)
+        await call.write(Stream.STDIN, b"", end=True)
+
+    feeding = asyncio.create_task(feed())
+    assert (await call.result())[1] == b"".join(parts)
+    await feeding
 
 
 async def test_a_stuck_call_holds_up_no_other(house):

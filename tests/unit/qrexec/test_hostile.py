@@ -262,12 +262,19 @@ async def test_tiny_frames_to_a_slow_reader_stay_bounded(house, others):
         leg.close()
 
 
-@pytest.mark.parametrize(
-    "junk",
-    [os.urandom(64), frame(Kind.STDIN, 2, b"x"), frame(Kind.STDOUT, 1, b"x"), frame(Kind.SIGNAL, 1, b"\x09"),
-     frame(Kind.STDIN, 1, bytes(MAX_PAYLOAD)) * (WINDOW // MAX_PAYLOAD + 1), frame(Kind.CREDIT, 1, struct.pack("<BxxxI", 1, 5)),
-     frame(Kind.HELLO, 0, b'{"version":1}'), frame(Kind.STDIN, 1) * 2],
-)  # fmt: skip
+JUNK = {
+    "noise": random.Random(1).randbytes(64),
+    "another session": frame(Kind.STDIN, 2, b"x"),
+    "output instead of input": frame(Kind.STDOUT, 1, b"x"),
+    "a signal by a qube": frame(Kind.SIGNAL, 1, b"\x09"),
+    "more than the window": frame(Kind.STDIN, 1, bytes(MAX_PAYLOAD)) * (WINDOW // MAX_PAYLOAD + 1),
+    "credit for nothing": frame(Kind.CREDIT, 1, struct.pack("<BxxxI", 1, 5)),
+    "a hello": frame(Kind.HELLO, 0, b'{"version":1}'),
+    "two ends of file": frame(Kind.STDIN, 1) * 2,
+}
+
+
+@pytest.mark.parametrize("junk", JUNK)
 async def test_a_leg_that_breaks_the_rules_ends_only_its_call(house, others, junk):
     async def wait(session: FakeSession) -> None:
         await asyncio.sleep(3600)
@@ -278,7 +285,7 @@ async def test_a_leg_that_breaks_the_rules_ends_only_its_call(house, others, jun
     closed = link.open_call(Open(0, service="test.Wait+"), theirs, may_signal=False).closed
     leg.setblocking(False)
     with contextlib.suppress(ConnectionError):
-        await asyncio.get_running_loop().sock_sendall(leg, junk)
+        await asyncio.get_running_loop().sock_sendall(leg, JUNK[junk])
     assert "broke the protocol" in (await closed).reason
     assert (await link.run_service("test.Echo+", stdin=b"alive", timeout_s=5)).stdout == b"alive"
     leg.close()
