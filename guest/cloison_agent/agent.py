@@ -40,7 +40,7 @@ from cloison_agent.lookup import (
     find_config,
     find_service,
 )
-from cloison_agent.loop import READ, Loop
+from cloison_agent.loop import READ, WRITE, Loop
 from cloison_agent.port import Port
 from cloison_agent.sessions import ProgramSession, SocketSession
 from cloison_agent.users import User
@@ -50,6 +50,8 @@ SOFTWARE = "cloison-agent 1"
 AGENT_SOCKET = "/run/qubes/qrexec-agent"
 SYSLOG = "/dev/log"
 BOOTED = ("/usr/bin/systemctl", "is-system-running", "--wait")
+SESSION_MARK = "/run/user/{uid}/systemd/private"
+"""Exists where the user has a session (a systemd of its own) to wait for."""
 WAIT_FOR_SESSION = ("/bin/sh", "-c", "exec systemctl --user --wait is-system-running >/dev/null 2>&1")
 
 Answer = Callable[..., None]
@@ -250,7 +252,7 @@ class Agent:
 
     def _after_session_began(self, user: User, environment: Mapping[str, str], start: Callable[[], None]) -> None:
         """qubes.WaitForSession: its failure does not stop the call."""
-        if not os.path.exists(f"/run/user/{user.uid}/systemd/private"):
+        if not os.path.exists(SESSION_MARK.format(uid=user.uid)):
             start()
             return
         with open(os.devnull, "r+b") as nothing:
@@ -296,14 +298,25 @@ class Agent:
         session = SocketSession(self.loop, self, request.session, lambda: self._forget(request.session))
         descriptor = b"" if config.skip_service_descriptor else f"{request.service} {request.source}\0".encode()
 
-        connected = _connected_socket(target)
+        connected = _connecting_socket(target)
         self._services[request.session] = session
-        session.start(
-            connected,
-            descriptor,
-            on_client_eof=config.exit_on_client_eof,
-            on_service_eof=config.exit_on_service_eof,
-        )
+
+        def begin(_: int) -> None:
+            self.loop.remove(connected.fileno())
+            error = connected.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if error or self._services.get(request.session) is not session:
+                connected.close()
+                self._forget(request.session)
+                self._fail(request.session, TROUBLE, f"cannot reach the service: {os.strerror(error)}")
+            else:
+                session.start(
+                    connected,
+                    descriptor,
+                    on_client_eof=config.exit_on_client_eof,
+                    on_service_eof=config.exit_on_service_eof,
+                )
+
+        self.loop.add(connected.fileno(), WRITE, begin)
 
     def _stderr_logger(self, request: Open) -> Callable[[bytes], None]:
         tag = f"{request.service}-{request.source}"[:200]
@@ -366,7 +379,8 @@ def _call_environment(request: Open) -> dict[str, str]:
     return environment
 
 
-def _connected_socket(target: UnixSocket | TcpAddress) -> socket.socket:
+def _connecting_socket(target: UnixSocket | TcpAddress) -> socket.socket:
+    """A socket on its way to the service: it can be written to once it is connected, or has failed."""
     directory = -1
     if isinstance(target, UnixSocket):
         connected = socket.socket(socket.AF_UNIX)
@@ -377,9 +391,13 @@ def _connected_socket(target: UnixSocket | TcpAddress) -> socket.socket:
     else:
         connected = socket.socket(socket.AF_INET6 if ":" in target.host else socket.AF_INET)
         address = (target.host, target.port)
-    connected.settimeout(0 if isinstance(target, UnixSocket) else 5)
+    connected.setblocking(False)
     try:
         connected.connect(address)
+    except BlockingIOError as error:
+        if isinstance(target, UnixSocket):  # its queue is full; a TCP connection is merely on its way
+            connected.close()
+            raise LookupProblem("cannot reach the service: it is too busy") from error
     except OSError as error:
         connected.close()
         raise LookupProblem(f"cannot reach the service: {error.strerror or error}") from None

@@ -196,6 +196,21 @@ class Sink:
                 self._consumed(dropped)
 
 
+class EarlyEvents:
+    """What comes for a session before its service has started; credit bounds how much that can be."""
+
+    def __init__(self) -> None:
+        self._kept: list[Event] = []
+
+    def keep(self, event: Event) -> None:
+        self._kept.append(event._replace(payload=bytes(event.payload)) if isinstance(event, Data) else event)
+
+    def replay(self, receive: Callable[[Event], None]) -> None:
+        kept, self._kept = self._kept, []
+        for event in kept:
+            receive(event)
+
+
 class ProgramSession:
     """A program with its stdin, stdout and stderr (or a terminal). Ends after both end-of-files and the exit."""
 
@@ -207,6 +222,7 @@ class ProgramSession:
         self._sink: Sink | None = None
         self._terminal: int | None = None
         self._abandoned = False
+        self._early = EarlyEvents()
 
     def start(self, task: Task, tty: Tty | None, copy_stderr: Callable[[bytes], None] | None) -> None:
         if tty is not None:
@@ -216,6 +232,7 @@ class ProgramSession:
             if copy_stderr is not None:
                 self._sources[Stream.STDERR].copy = copy_stderr
         self._loop.watch_exit(self._pid, self._exited)
+        self._early.replay(self.receive)
 
     def _start_on_pipes(self, task: Task) -> None:
         """Pipes, not qrexec's socket pairs: bash takes a socket for rsh and reads ~/.bashrc, and /dev/stdin cannot be
@@ -253,8 +270,9 @@ class ProgramSession:
         self._sources[stream] = Source(self._loop, self._outlet, self._session, stream, fd, self._check_end)
 
     def receive(self, event: Event) -> None:
-        if isinstance(event, Data):
-            assert self._sink is not None
+        if self._sink is None:
+            self._early.keep(event)
+        elif isinstance(event, Data):
             self._sink.write(event.payload)
         elif isinstance(event, Credit):
             if source := self._sources.get(event.stream):
@@ -278,7 +296,7 @@ class ProgramSession:
         """The caller is gone: the service must go too, with all it started."""
         self._abandoned = True
         self._close()
-        if self._code is None or self._pid:
+        if self._pid:
             kill_session(self._pid, signal.SIGHUP)
             kill_session(self._pid, signal.SIGTERM)
             kill_session(self._pid, signal.SIGCONT)
@@ -310,6 +328,7 @@ class SocketSession:
         self._source: Source | None = None
         self._sink: Sink | None = None
         self._exit_on_client_eof = self._exit_on_service_eof = self._client_eof = False
+        self._early = EarlyEvents()
 
     def start(self, connected: socket.socket, descriptor: bytes, *, on_client_eof: bool, on_service_eof: bool) -> None:
         """``connected`` is given away; ``descriptor`` goes first."""
@@ -322,10 +341,12 @@ class SocketSession:
         )
         if descriptor:
             self._sink.prepend(descriptor)
+        self._early.replay(self.receive)
 
     def receive(self, event: Event) -> None:
-        assert self._sink is not None and self._source is not None
-        if isinstance(event, Data):
+        if self._sink is None or self._source is None:
+            self._early.keep(event)
+        elif isinstance(event, Data):
             self._sink.write(event.payload)
         elif isinstance(event, Credit) and event.stream == Stream.STDOUT:
             self._source.credit_came()

@@ -38,6 +38,7 @@ from cloison.wire import (
     Tty,
     WindowSize,
 )
+from cloison_agent import agent as agent_module
 from cloison_agent import builtins
 from cloison_agent.agent import Agent, listen
 from cloison_agent.control import VERBS
@@ -218,6 +219,37 @@ def test_a_socket_service_gets_the_descriptor_first(host: Host, tmp_path: Path) 
             connected.sendall(b"answer")
         assert received == b"my.Socket+arg dom0\0question"
         assert host.finish(number, None) == (0, b"answer", b"")
+
+
+def test_a_tcp_service_is_a_link_to_its_address(host: Host, tmp_path: Path) -> None:
+    (tmp_path / "rpc-config").mkdir()
+    (tmp_path / "rpc-config" / "my.Tcp").write_text("skip-service-descriptor = true\nexit-on-service-eof = true\n")
+    os.symlink("/dev/tcp/127.0.0.1", tmp_path / "rpc" / "my.Tcp")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        number = host.start(service=f"my.Tcp+{port}")
+        host.send(Data(number, 0, b"question"))
+        connected, _ = listener.accept()
+        with connected:
+            assert connected.recv(100) == b"question"
+            connected.sendall(b"answer")
+        assert host.finish(number, None) == (0, b"answer", b"")
+    assert host.run(service=f"my.Tcp+{port}")[0] == 125
+
+
+def test_a_service_that_waits_for_the_session_gets_what_came_meanwhile(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_service(tmp_path, "my.Late", "#!/bin/sh\ncat\n")
+    (tmp_path / "rpc-config").mkdir()
+    (tmp_path / "rpc-config" / "my.Late").write_text("wait-for-session = true\n")
+    monkeypatch.setattr(agent_module, "SESSION_MARK", "/")
+    monkeypatch.setattr(agent_module, "WAIT_FOR_SESSION", ("/bin/sh", "-c", "sleep 0.5; exit 1"))
+    assert host.run(b"early", service="my.Late") == (0, b"early", b"")
+    abandoned = host.start(service="my.Late")
+    host.send(Signal(abandoned, 15))
+    host.send(Reset(abandoned))
+    assert host.run(command="echo alive")[1] == b"alive\n"
 
 
 def test_a_socket_service_ends_when_the_service_hangs_up(host: Host, tmp_path: Path) -> None:
