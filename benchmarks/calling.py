@@ -42,18 +42,16 @@ def measure_call(bench: Bench) -> Iterator[Figure]:
     system, count = bench.system, bench.options.calls
     plain = bench.plain
     bench.tell("calls into a running qube")
-    qube = system.make_app("bench-call")
-    system.call(qube, command=f"exec python3 -c '{ECHO_SERVICE}'", user="root")
-    time.sleep(1)
-    true = bench.times(lambda: system.call(qube, service="qubes.VMExec+true"), count)
-    shell = bench.times(lambda: system.call(qube, command="true"), count)
-    whole = bench.times(lambda: system.cloison("run", qube, "--", "true"), bench.options.repeat)
-    echo_call = bench.times(lambda: _echo_once(system, qube), count)
-    with open_call(system.layout, Call(LEG_SESSION, qube, service="bench.Echo")) as call:
-        echo = bench.times(lambda: call.exchange(PAYLOAD), count)
-    system.kill(qube)
-    system.wait_halted()
-    system.remove(qube)
+    qube = "bench-call"
+    with system.open_apps(qube):
+        system.call(qube, command=f"exec python3 -c '{ECHO_SERVICE}'", user="root")
+        time.sleep(1)
+        true = bench.times(lambda: system.call(qube, service="qubes.VMExec+true"), count)
+        shell = bench.times(lambda: system.call(qube, command="true"), count)
+        whole = bench.times(lambda: system.cloison("run", qube, "--", "true"), bench.options.repeat)
+        echo_call = bench.times(lambda: _echo_once(system, qube), count)
+        with open_call(system.layout, Call(LEG_SESSION, qube, service="bench.Echo")) as call:
+            echo = bench.times(lambda: call.exchange(PAYLOAD), count)
     peer_true, peer_echo = _ms(plain.true_s), _ms(plain.echo_s)
     yield Figure("call `true` in a running qube", _ms(true), peer_true, BARE_PORT, at_most_times(1.2))
     yield Figure("the same as a line for the user's shell", _ms(shell), peer_true, BARE_PORT)
@@ -77,8 +75,7 @@ def measure_stream(bench: Bench) -> Iterator[Figure]:
     system, size = bench.system, bench.options.stream_mib << 20
     raw = bench.plain.stream_mib_s
     bench.tell("streams from qube to qube")
-    source, sink = system.make_app("bench-source"), system.make_app("bench-sink")
-    system.call(sink, command=SINK_SERVICE, user="root")
+    source, sink = "bench-source", "bench-sink"
 
     def send(size_bytes: int) -> float:
         started = time.perf_counter()
@@ -88,14 +85,11 @@ def measure_stream(bench: Bench) -> Iterator[Figure]:
             raise RuntimeError(f"{size_bytes} bytes were sent, {counted} arrived")
         return time.perf_counter() - started
 
-    send(1 << 20)
-    empty_s = min(send(0) for _ in range(STREAMS))
-    ours = [size / (1 << 20) / (send(size) - empty_s) for _ in range(STREAMS)]
-    for name in (source, sink):
-        system.kill(name)
-    system.wait_halted()
-    for name in (source, sink):
-        system.remove(name)
+    with system.open_apps(source, sink):
+        system.call(sink, command=SINK_SERVICE, user="root")
+        send(1 << 20)
+        empty_s = min(send(0) for _ in range(STREAMS))
+        ours = [size / (1 << 20) / (send(size) - empty_s) for _ in range(STREAMS)]
     yield Figure(
         "stream from qube to qube through the broker", Samples.of(ours, "MiB/s"), Samples.of(raw, "MiB/s"),
         "raw port, guest to host", at_least_share(0.7),

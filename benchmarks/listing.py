@@ -22,7 +22,7 @@ def measure_list(bench: Bench) -> Iterator[Figure]:
     ours = bench.times(lambda: system.cloison("list"), bench.options.repeat)
     theirs = bench.times(lambda: system.cloison(program=qvm_ls), bench.options.repeat)
     for name in names:
-        system.remove(name)
+        system.client.do(calls.remove(name))
     for what, samples in (("cloison list", ours), ("qvm-ls", theirs)):
         yield Figure(
             f"`{what}` with {bench.options.qubes} qubes, whole process", Samples.of(samples, "s"),

@@ -14,18 +14,13 @@ def measure_memory(bench: Bench) -> Iterator[Figure]:
     """Ours: everything that runs for the qubes (QEMU, jails, relays, fork server). Peer: the QEMUs."""
     system, count = bench.system, bench.options.idle
     bench.tell(f"{count} idle app qubes")
-    first = system.make_app("bench-idle0")
-    names = [first, *(system.make_app(f"bench-idle{number}", like=first) for number in range(1, count))]
-    for name in names:
-        system.call(name, command="true")
-    calm = wait_calm([process for process in system.family() if process.is_qemu], CALM_LIMIT_S)
-    ours = pss_mib(system.family())
-    qemu_only = pss_mib(process for process in system.family() if process.is_qemu)
-    for name in names:
-        system.kill(name)
-    system.wait_halted()
-    for name in reversed(names):
-        system.remove(name)
+    names = [f"bench-idle{number}" for number in range(count)]
+    with system.open_apps(*names):
+        for name in names:
+            system.call(name, command="true")
+        calm = wait_calm([process for process in system.family() if process.is_qemu], CALM_LIMIT_S)
+        ours = pss_mib(system.family())
+        qemu_only = pss_mib(process for process in system.family() if process.is_qemu)
     bench.tell(f"{count} idle plain machines")
     with ExitStack() as stack:
         machines = [stack.enter_context(bench.peer.open_machine()) for _ in range(count)]

@@ -63,21 +63,29 @@ class System:
             raise RuntimeError(f"{service or command} in {target}: exit code {ending.code} {ending.note} {err!r}")
         return out
 
-    def make_app(self, name: str, *, like: str = "") -> str:
-        """An app qube whose home has been made (``like``: by an earlier one that is halted)."""
-        if like:
-            self.client.do(calls.clone(like, name))
-        else:
-            self.client.do(calls.create("AppVM", name, "blue", template=TEMPLATE))
-            self.call(name, command="true")
-            self.client.do(calls.shutdown(name, wait=True))
-        return name
+    @contextmanager
+    def open_apps(self, *names: str) -> Iterator[None]:
+        """Halted app qubes that have been used before, so that their homes are made; removed in the end."""
+        first, *others = names
+        self.client.do(calls.create("AppVM", first, "blue", template=TEMPLATE))
+        try:
+            self.call(first, command="true")
+            self.client.do(calls.shutdown(first, wait=True))
+            for name in others:
+                self.client.do(calls.clone(first, name))
+            yield
+        finally:
+            known = {qube.name: qube.state for qube in self.client.do(calls.list_states())}
+            for name in names:
+                if known.get(name, "Halted") != "Halted":
+                    self.kill(name)
+            self.wait_halted()
+            for name in names:
+                if name in known:
+                    self.client.do(calls.remove(name))
 
     def kill(self, name: str) -> None:
         self.client.do(calls.power("Kill", name))
-
-    def remove(self, name: str) -> None:
-        self.client.do(calls.remove(name))
 
     def number(self, qube: str, name: str) -> int:
         return int(self.client.do(calls.property_get(qube, name)).value or 0)
