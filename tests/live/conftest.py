@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,6 +32,7 @@ BUILD_LIMIT_S = 1200
 """A first build and fork point take about 3 minutes on two emulated cores; a slow mirror adds."""
 COMMAND_LIMIT_S = 120
 LOG_TAIL_LINES = 60
+IMAGES_KEPT = 4
 
 
 @dataclass
@@ -138,6 +140,13 @@ def command_line(pid: int) -> str:
         return "?"
 
 
+def prune(images: Path) -> None:
+    """Keep the newest built images: each change of the guest's side makes another one of 400 MB."""
+    built = sorted(images.glob("[0-9a-f]*"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for old in built[IMAGES_KEPT:]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
 @pytest.fixture(scope="session")
 def bare_system() -> Iterator[LiveSystem]:
     """A system without any template. At the end everything it started must be gone."""
@@ -157,6 +166,7 @@ def bare_system() -> Iterator[LiveSystem]:
             for pid in left:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
+    prune(live.layout.images)
     assert not left, "processes outlived their system:\n" + "\n".join(left.values())
 
 
