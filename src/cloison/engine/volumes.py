@@ -126,14 +126,14 @@ class Volumes:
     # -- making and removing ---------------------------------------------------------------------------------------
 
     def spec(self, volume: Volume, source: Volume | None) -> storage.VolumeSpec:
-        """What a driver is told of a recorded volume. Roots hold what everybody may have; the rest is encrypted."""
+        """What a driver is told of a recorded volume. A kept root holds programs; all else is encrypted."""
         return storage.VolumeSpec(
             vid=volume.vid,
             kind=volume.kind,
             size_bytes=volume.size_bytes,
             source=source.vid if source else None,
             revisions_to_keep=volume.revisions_to_keep,
-            encrypted=volume.name != "root",
+            encrypted=volume.name != "root" or volume.kind is not VolumeKind.KEPT,
         )
 
     async def make(self, volumes: Mapping[str, tuple[Volume, Volume | None]], makers: Mapping[str, Maker], *,

@@ -49,9 +49,14 @@ class Guest:
     def shows(self, chain: Chain, pattern: int, at: int = MIB, length: int = 65536) -> bool:
         return "Pattern verification failed" not in self.run_loose(chain, f"read -P {pattern} {at} {length}")
 
-    def run_loose(self, chain: Chain, command: str) -> str:
+    def shows_all(self, chain: Chain, patterns: dict[int, int]) -> bool:
+        """Like ``shows``, for several places at once: offset -> pattern."""
+        reads = [f"read -P {pattern} {at} 65536" for at, pattern in patterns.items()]
+        return "Pattern verification failed" not in self.run_loose(chain, *reads)
+
+    def run_loose(self, chain: Chain, *commands: str) -> str:
         try:
-            return self.run(chain, command)
+            return self.run(chain, *commands)
         except AssertionError as error:
             return str(error)
 

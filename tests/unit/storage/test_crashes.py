@@ -174,15 +174,14 @@ def test_killed_while_merging(tmp_path: Path, guest: Guest) -> None:
 
     async def judge(pool: Qcow2Pool, guest: Guest) -> None:
         await pool.settle()
-        chain = await pool.chain(PRIVATE)
-        assert all(guest.shows(chain, 10 + step, at=(4 + step) * MIB) for step in range(4))
+        assert guest.shows_all(await pool.chain(PRIVATE), {(4 + step) * MIB: 10 + step for step in range(4)})
         await pool.set_revisions_to_keep(PRIVATE, 1)
         await pool.settle()
         assert len(await pool.chain(PRIVATE)) == 3
         (old,) = (await pool.info(PRIVATE)).revisions
         await pool.revert(PRIVATE, old)
-        chain = await pool.chain(PRIVATE)
-        assert all(guest.shows(chain, 10 + step if step < 3 else 0, at=(4 + step) * MIB) for step in range(4))
+        contents = {(4 + step) * MIB: 10 + step if step < 3 else 0 for step in range(4)}
+        assert guest.shows_all(await pool.chain(PRIVATE), contents)
 
     check_every_kill(tmp_path, guest, prepare, scenario, judge)
 
