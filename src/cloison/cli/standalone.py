@@ -10,10 +10,6 @@ from cloison.cli.choices import LABEL, QUBE, SIZE
 from cloison.cli.command import group, subcommand
 from cloison.cli.session import Session
 from cloison.client import calls
-from cloison.errors import BadRequest
-
-SMALLEST_DISK = 1 << 20
-"""No boot loader with a system fits into less."""
 
 COMMAND = group("standalone", examples=(("cloison standalone import lab disk.qcow2", "a disk image becomes a qube"),))(
     lambda: None
@@ -38,21 +34,8 @@ def import_image(session: Session, name: str, image: str, image_format: str | No
 
     It needs none of our programs inside; without them it has its console and no services.
     """
-    wishes = {"image": str(Path(image)), "format": image_format or _format_of(Path(image)), "label": label,
+    wishes = {"image": str(Path(image)), "format": image_format, "label": label,
               "memory_mib": memory // (1 << 20) if memory else None, "size_bytes": size}  # fmt: skip
     options = {key: value for key, value in wishes.items() if value is not None}
     session.carry_out(calls.standalone_import(name, options), f"importing {image} as {name}")
     session.say(f"{session.palette.bold(name)} is there; `cloison start {name}` boots it")
-
-
-def _format_of(image: Path) -> str:
-    """Told by the first four bytes, never by probing: a raw disk must not be able to claim to be something else."""
-    with image.open("rb") as file:
-        if file.read(4) == b"QFI\xfb":
-            return "qcow2"
-    size = image.stat().st_size
-    if size < SMALLEST_DISK or size % 512:
-        raise BadRequest(
-            f"{image} is no disk image: {size} bytes", hint="qcow2 or raw; others: qemu-img convert -O qcow2"
-        )
-    return "raw"

@@ -145,6 +145,13 @@ def test_run_calls_the_broker(qvm: Run, broker: Any, words: str, target: str, co
     assert (broker.calls[0].target, broker.calls[0].command) == (target, command)
 
 
+def test_a_paused_qube_is_let_go_on(qvm: Run, daemon: Any, broker: Any) -> None:
+    daemon.rows[-1]["state"] = "Paused"
+    assert qvm("qvm-run", "-p", "work", "echo hello")[:2] == (0, "hello\n")
+    assert daemon.calls() == ["admin.vm.List work", "admin.vm.Unpause work"]
+    assert qvm("qvm-run", "-p", "nope", "true")[0] == 2
+
+
 def test_without_pass_io_output_is_thrown_away(qvm: Run, broker: Any) -> None:
     assert qvm("qvm-run", "work", "echo hello; exit 3") == (3, "", "Running 'echo hello; exit 3' on work\n")
     assert qvm("qvm-run", "-q", "work", "echo hello") == (0, "", "")

@@ -75,6 +75,8 @@ def run(session: Session, words: tuple[str, ...], user: str, autostart: bool, no
                     alone=len(targets) == 1)  # fmt: skip
     code = 0
     for target in targets:
+        if wishes.autostart and not target.startswith(ANY_DISPOSABLE):
+            _let_go_on(session, target)
         if localcmd:
             code = max(code, _with_local_command(session, localcmd, target, line, service, user))
         elif pass_io:
@@ -84,6 +86,12 @@ def run(session: Session, words: tuple[str, ...], user: str, autostart: bool, no
                 click.echo(f"Running '{' '.join(rest)}' on {target}", err=True)
             code = max(code, _silently(session, target, line, service, wishes))
     raise click.exceptions.Exit(code)
+
+
+def _let_go_on(session: Session, target: str) -> None:
+    """A paused qube is unpaused, as the tool of Qubes does."""
+    if session.do(calls.state_of(target)).state == "Paused":
+        session.do(calls.power("Unpause", target))
 
 
 def _silently(session: Session, target: str, line: Sequence[str], service: bool, wishes: Wishes) -> int:
