@@ -19,6 +19,8 @@ from cloison.drivers.storage import qcow2format
 from cloison.errors import BackendFailed, BadRequest
 
 SECTOR_BYTES = 512
+SMALLEST_DISK_BYTES = 1 << 20
+"""No system fits into less: what is smaller was meant to be something else."""
 PROBE_BYTES = 4096
 MAX_SIZE_BYTES = 1 << 44
 FORMATS = ("qcow2", "raw")
@@ -78,6 +80,15 @@ def _inspect(path: Path, image_format: str | None) -> ForeignImage:
     if is_iso and found == "raw" and image_format is None:
         raise BadRequest(
             f"{path} is a CD image, not a disk", hint="install it into a disk image first; or --format raw to insist"
+        )
+    if (
+        found == "raw"
+        and image_format is None
+        and (status.st_size < SMALLEST_DISK_BYTES or status.st_size % SECTOR_BYTES)
+    ):
+        raise BadRequest(
+            f"{path} is no disk image: {status.st_size} bytes",
+            hint="qcow2 or raw; others: qemu-img convert -O qcow2; or --format raw to insist",
         )
     size = _qcow2_size(path) if found == "qcow2" else status.st_size
     if not 0 < size <= MAX_SIZE_BYTES:

@@ -23,8 +23,17 @@ async def test_a_qcow2_image_is_known_by_its_magic(tmp_path: Path) -> None:
 
 async def test_anything_else_is_raw_and_rounded_to_sectors(tmp_path: Path) -> None:
     (tmp_path / "disk").write_bytes(b"\xeb\x63\x90" + bytes(1000))
-    found = await inspect_image(tmp_path / "disk")
+    found = await inspect_image(tmp_path / "disk", image_format="raw")
     assert (found.format, found.size_bytes) == ("raw", 1024)
+
+
+@pytest.mark.parametrize("size_bytes", [0, 1000, 1 << 19, (1 << 20) + 1])
+async def test_what_is_too_small_for_a_system_or_has_half_a_sector_is_refused_unless_insisted_on(
+    tmp_path: Path, size_bytes: int
+) -> None:
+    (tmp_path / "letter").write_bytes(b"\xeb" * size_bytes)
+    with pytest.raises(BadRequest, match=f"no disk image: {size_bytes} bytes"):
+        await inspect_image(tmp_path / "letter")
 
 
 async def test_two_looks_never_share_content(tmp_path: Path) -> None:
