@@ -39,7 +39,7 @@ class AgentLink(Protocol):
         ...
 
     async def wait_closed(self) -> None:
-        """Returns when the relay or the channel is gone."""
+        """Returns when the channel is gone, or after ``close``; a relay that dies is replaced."""
         ...
 
     async def close(self) -> None:

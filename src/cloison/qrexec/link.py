@@ -70,7 +70,7 @@ class RelayConnector:
 
     async def connect_again(self, qube: QubeName, socket_path: Path) -> RelayProcess:
         """Another relay for a machine that had one. OSError: the machine is gone; else BackendFailed, TimeoutError."""
-        relay = await self._start(qube, await _connect(socket_path), resync=True)
+        relay = await self._start(qube, _connect(socket_path), resync=True)
         try:
             async with asyncio.timeout(RETURN_TIMEOUT_S):
                 await relay.wait_up(ready=False)
@@ -142,17 +142,18 @@ class RelayLink:
                 reason = await self._relay.wait_closed()
                 if loop.time() - since > STEADY_S:
                     pause_s = FIRST_PAUSE_S
-                log.warning("the relay of %s ended (%s); another one in %g s", self.qube, reason, pause_s)
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
                 try:
                     self._relay = await self._connector.connect_again(self.qube, self._path)
-                except OSError as error:
-                    if not isinstance(error, TimeoutError):
-                        log.info("the channel to %s is gone: %s", self.qube, error)
-                        return
-                except BackendFailed as error:
-                    log.warning("%s", error)
+                    log.warning("the relay of %s ended (%s); another one took over", self.qube, reason)
+                except (FileNotFoundError, ConnectionRefusedError) as error:
+                    log.info("the channel to %s is gone: %s", self.qube, error)
+                    return
+                except (BackendFailed, OSError) as error:
+                    log.warning(
+                        "the relay of %s ended (%s); another one failed: %s", self.qube, reason, error or "no answer"
+                    )
         finally:
             self._gone.set()
 
@@ -161,16 +162,17 @@ async def _await_socket(path: Path) -> socket.socket:
     """A connection to a socket that may not be there yet; the caller has a deadline."""
     while True:
         try:
-            return await _connect(path)
-        except (FileNotFoundError, ConnectionRefusedError):
+            return _connect(path)
+        except (FileNotFoundError, ConnectionRefusedError, BlockingIOError):
             await asyncio.sleep(CONNECT_RETRY_S)
 
 
-async def _connect(path: Path) -> socket.socket:
+def _connect(path: Path) -> socket.socket:
+    """At once or not at all: unix sockets connect without waiting, and BlockingIOError means that too many wait."""
     channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     channel.setblocking(False)
     try:
-        await asyncio.get_running_loop().sock_connect(channel, str(path))
+        channel.connect(str(path))
     except BaseException:
         channel.close()
         raise
