@@ -34,7 +34,7 @@ async def test_creating_records_volumes_tags_and_events(house):
     assert qube.tags == {"created-by-dom0", "guivm-dom0", "audiovm-dom0"}
     assert sorted(qube.volumes) == ["private", "root", "volatile"]
     assert house.pool.specs["appvms/mail/root"].source == "vm-templates/deb/root"
-    assert house.pool.specs["appvms/mail/private"].encrypted and not house.pool.specs["appvms/mail/root"].encrypted
+    assert all(house.pool.specs[f"appvms/mail/{name}"].encrypted for name in qube.volumes)
     names = [type(event).__name__ for event in events.take_waiting()]
     assert names == ["QubeAdded", "TagAdded", "TagAdded", "TagAdded", "QubeFilesCreated"]
 
