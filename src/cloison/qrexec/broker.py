@@ -116,6 +116,8 @@ class _Running:
     ends: list[tuple[CallLink, int]] = field(default_factory=list)
     disposable: bool = False
     joined: bool = False
+    since: float = field(default_factory=time.monotonic)
+    """For durations: the clock for people may jump."""
 
 
 class _Recorded(Refused):
@@ -431,7 +433,7 @@ class Broker:
         )
         with contextlib.suppress(Refused):  # it is over already; the log says why its line is missing
             self._record(running, "ended", reason=closing.reason, exit_code=closing.exit_code,
-                     seconds=round(self._clock() - view.started_at, 3), stdin_bytes=view.stdin_bytes,
+                     seconds=round(time.monotonic() - running.since, 3), stdin_bytes=view.stdin_bytes,
                      stdout_bytes=view.stdout_bytes, stderr_bytes=view.stderr_bytes)  # fmt: skip
         self._tell(CallEnded(view, closing.exit_code, closing.reason))
 
