@@ -106,6 +106,8 @@ class ForkPoints:
         self._make_blank = make_blank
         self._making: dict[str, asyncio.Task[ForkPoint]] = {}
         self._making_of: dict[str, str] = {}
+        self._failures: dict[str, int] = {}
+        """Forks in a row that did not come to life; no entry: none was tried yet."""
 
     async def key(self, source: ForkSource) -> str:
         """Name of the fork point that suits this source; equal exactly when its forks would be interchangeable."""
@@ -168,7 +170,17 @@ class ForkPoints:
             self.drop(key)
         return stale
 
-    def touch(self, point: ForkPoint) -> None:
+    def blame(self, point: ForkPoint) -> None:
+        """A fork of it did not come to life: drop it, unless others did and this is its first failure since."""
+        failures = self._failures.get(point.key)
+        self._failures[point.key] = 1 if failures is None else failures + 1
+        if failures != 0:
+            log.warning("dropping fork point %s of %s: its forks do not come to life", point.key, point.template)
+            self.drop(point.key)
+
+    def praise(self, point: ForkPoint) -> None:
+        """A fork of it answered."""
+        self._failures[point.key] = 0
         with contextlib.suppress(OSError):
             os.utime(point.directory / MANIFEST)
 

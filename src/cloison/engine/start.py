@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -35,6 +35,10 @@ FORKED_COST_MIB = 192
 """Memory that must be available before a fork: what an idle forked guest really takes, emulator included (measured)."""
 BOOT_OVERHEAD_MIB = 96
 SLOTS = ("root", "private", "volatile")
+
+
+class ForkFailed(BackendFailed):
+    """A fork did not come to life."""
 
 
 @dataclass(frozen=True)
@@ -200,19 +204,23 @@ async def launch(ground: Ground, facts: Facts, *, call_owned: bool = False) -> L
     info = await root.info(facts.root_source.vid)
     if may_fork(facts):
         source = ForkSource(facts.root_owner, info.revision_id, await root.chain(facts.root_source.vid), spec)
-        point: ForkPoint | None = None
         try:
             point = await ground.forkpoints.make(source)
-            return await _attempt(ground, facts, spec, info.revision_id, (point, source.root), call_owned)
-        except (NotEnoughMemory, AgentFailed):
-            raise
         except CloisonError as error:
-            if facts.start_mode == "fork":
-                raise
-            log.warning("%s could not be forked (%s): booting it instead", facts.name, error)
-            if point is not None:
-                ground.forkpoints.drop(point.key)
+            _boot_instead(facts, error)
+        else:
+            try:
+                return await _attempt(ground, facts, spec, info.revision_id, (point, source.root), call_owned)
+            except ForkFailed as error:
+                ground.forkpoints.blame(point)
+                _boot_instead(facts, error)
     return await _attempt(ground, facts, spec, info.revision_id, None, call_owned)
+
+
+def _boot_instead(facts: Facts, error: CloisonError) -> None:
+    if facts.start_mode == "fork":
+        raise error
+    log.warning("%s could not be forked (%s): booting it instead", facts.name, error)
 
 
 async def _attempt(
@@ -232,6 +240,7 @@ async def _attempt(
     directory = ground.layout.qube_runtime(facts.uuid)
     async with AsyncExitStack() as undo:
         ground.write_run(facts.name, run)
+        await end_volumes(ground.pool, run.volumes)  # of an earlier run whose end the disk refused; else nothing
         undo.callback(ground.write_run, facts.name, None)
         undo.push_async_callback(end_volumes, ground.pool, run.volumes)
         disks = await _open_volumes(ground.pool, facts, fork)
@@ -239,22 +248,38 @@ async def _attempt(
         directory.mkdir(parents=True, mode=0o700)
         undo.callback(shutil.rmtree, directory, ignore_errors=True)
 
-        if fork:
-            machine = await ground.hypervisor.fork(spec, disks, fork[0].frozen, directory, name=facts.name)
-            ground.forkpoints.touch(fork[0])
-        else:
-            machine = await ground.hypervisor.boot(spec, disks, directory, name=facts.name)
-        undo.push_async_callback(machine.kill)
-        run = replace(run, machine=dict(machine.record))
-        ground.write_run(facts.name, run)
+        with _blaming_the_fork_point() if fork else contextlib.nullcontext():
+            if fork:
+                machine = await ground.hypervisor.fork(spec, disks, fork[0].frozen, directory, name=facts.name)
+            else:
+                machine = await ground.hypervisor.boot(spec, disks, directory, name=facts.name)
+            undo.push_async_callback(machine.kill)
+            run = replace(run, machine=dict(machine.record))
+            ground.write_run(facts.name, run)
 
-        link = await _introduce(ground, facts, machine, mode) if facts.has_agent else None
+            link = await _introduce(ground, facts, machine, mode) if facts.has_agent else None
         if link is not None:
             undo.push_async_callback(link.close)
+        if fork:
+            ground.forkpoints.praise(fork[0])
         run = replace(run, phase=Phase.RUNNING)
         ground.write_run(facts.name, run)
         undo.pop_all()
     return Live(facts, run, machine, link, directory)
+
+
+@contextlib.contextmanager
+def _blaming_the_fork_point() -> Iterator[None]:
+    """A machine that does not come to life, or stays silent, says that its fork point is no good.
+
+    An agent that answers, even with a no, clears it.
+    """
+    try:
+        yield
+    except AgentFailed:
+        raise
+    except BackendFailed as error:
+        raise ForkFailed(error.message, hint=error.hint) from error
 
 
 async def _open_volumes(

@@ -65,12 +65,15 @@ async def test_a_prohibited_start_touches_nothing(bench: MakeBench, facts: Facts
     assert it.trouble.steps == []
 
 
-async def test_a_fork_that_fails_falls_back_to_a_boot_and_its_fork_point_goes(bench: MakeBench, facts: Facts) -> None:
+async def test_a_first_fork_that_fails_falls_back_to_a_boot_and_its_fork_point_goes(
+    bench: MakeBench, facts: Facts
+) -> None:
     it = bench()
     await (await launch(it.ground, facts)).machine.kill()
     it.pool.open.clear()
     it.trouble.steps.clear()
-    it.trouble.fail_at = 5  # root, private, volatile, fork, connect, configure
+    it.trouble.fail_at = 4  # root, private, volatile, fork, connect, configure
+    it.ground.forkpoints._failures.clear()  # as after a restart of the daemon
     live = await launch(it.ground, facts)
     assert live.run.mode is StartMode.BOOT
     assert it.hypervisor.started[-2:] == ["fork", "boot"]
@@ -98,3 +101,32 @@ async def test_a_start_that_breaks_at_any_step_leaves_nothing(
         assert it.rests() == []
     else:
         assert step >= len(it.trouble.steps), "a step failed and the start went on"
+
+
+async def test_a_fork_point_that_proved_good_survives_one_failure_but_not_two(bench: MakeBench, facts: Facts) -> None:
+    it = bench()
+
+    async def start(fail_at: int) -> None:
+        it.trouble.steps.clear()
+        it.trouble.fail_at = fail_at
+        live = await launch(it.ground, facts)
+        await live.machine.kill()
+        it.pool.open.clear()
+
+    await start(-1)
+    await start(4)  # connect
+    assert len(it.ground.forkpoints.complete()) == 1
+    await start(4)
+    assert it.ground.forkpoints.complete() == []
+
+
+async def test_a_volume_that_cannot_be_opened_is_not_the_fork_points_fault(bench: MakeBench, facts: Facts) -> None:
+    it = bench()
+    await (await launch(it.ground, facts)).machine.kill()
+    it.pool.open.clear()
+    it.trouble.steps.clear()
+    it.trouble.fail_at = 1
+    with pytest.raises(CloisonError, match="open work/private failed"):
+        await launch(it.ground, facts)
+    assert len(it.ground.forkpoints.complete()) == 1
+    assert it.hypervisor.started == ["boot to freeze", "fork"]
