@@ -1,15 +1,17 @@
-"""The Admin API for qubes: reached through the broker, after the policy.
+"""What dom0 answers by itself: the Admin API for qubes, reached through the broker after the policy, and the time.
 
-In: calls to dom0 that the broker admitted. Out: the Admin API's answers. May import: admin, qrexec, policy.
+In: calls to dom0 that the broker admitted. Out: answers. May import: admin, qrexec, policy.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Mapping
 
 from cloison.admin.dispatch import METHODS, Admin
 from cloison.admin.methods import Permits, Scope
 from cloison.daemon.targets import EngineTargets
+from cloison.errors import BadRequest
 from cloison.model.names import DOM0, QubeName
 from cloison.policy import Allow, PolicySource, Request
 from cloison.qrexec.ports import Handler, ServiceCall
@@ -23,6 +25,19 @@ def admin_handlers(admin: Admin) -> Mapping[str, Handler]:
         return admin.stream(call.source, dest, call.service, call.argument, stdin)
 
     return dict.fromkeys((name for name, row in METHODS.items() if row.scope is not Scope.INTERNAL), serve)
+
+
+async def tell_date(call: ServiceCall, _stdin: bytes) -> AsyncIterator[bytes]:
+    """qubes.GetDate[+nanoseconds]: the time as ``date -u -Iseconds`` (or ``-Ins``) prints it."""
+    if call.argument not in ("", "nanoseconds"):
+        raise BadRequest(f"{call.service} knows no argument {call.argument[:32]!a}")
+    return _date(time.time_ns(), exact=bool(call.argument))
+
+
+async def _date(now_ns: int, *, exact: bool) -> AsyncIterator[bytes]:
+    seconds, fraction = divmod(now_ns, 10**9)
+    text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+    yield (text + (f",{fraction:09d}" if exact else "") + "+00:00\n").encode()
 
 
 def may_know(policy: PolicySource, targets: EngineTargets) -> Permits:

@@ -20,7 +20,7 @@ from cloison.admin.methods import Desk
 from cloison.admin.server import AdminServer
 from cloison.admin.system import picture_for_policy
 from cloison.daemon.books import Bookkeeping
-from cloison.daemon.calls import admin_handlers, may_know
+from cloison.daemon.calls import admin_handlers, may_know, tell_date
 from cloison.daemon.own import DaemonVerbs, Facade, build_for_engine, read_boot_files_of
 from cloison.daemon.targets import EngineTargets
 from cloison.drivers.hypervisor.qemu import QemuHypervisor
@@ -143,7 +143,8 @@ async def built(layout: Layout) -> AsyncIterator[House]:
         )
         admin = Admin(desk)
         limits = Limits()
-        dom0 = Dom0Services(layout.services, admin_handlers(admin), stdin_bytes=limits.builtin_stdin_bytes)
+        builtins = {**admin_handlers(admin), "qubes.GetDate": tell_date}
+        dom0 = Dom0Services(layout.services, builtins, stdin_bytes=limits.builtin_stdin_bytes)
         audit = JsonLines(layout.audit)
         stack.callback(audit.close)
         broker = Broker(targets, policy, audit, dom0, limits=limits)

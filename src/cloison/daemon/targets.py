@@ -39,6 +39,8 @@ class EngineTargets:
         return self._cached[2]
 
     async def ensure_running(self, name: QubeName) -> None:
+        if not self._ledger.inventory.qube(name).is_machine:
+            raise QubeNotRunning(f"{name} is no machine of this host, and calls are not carried to other hosts")
         await self._system.start(name)
         if self._system.power_state(name) is PowerState.PAUSED:
             raise QubeNotRunning(f"{name} is paused", hint=f"`cloison unpause {name}` lets it go on")
