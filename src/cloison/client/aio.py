@@ -13,6 +13,7 @@ from cloison.client.calls import Call
 from cloison.client.connection import CONNECT_TIMEOUT_S, RECONNECT_DELAY_S
 from cloison.client.failures import DaemonUnreachable, OutcomeUnknown
 from cloison.client.framing import AnswerReader, Event, encode_request
+from cloison.client.peer import require_own_peer
 from cloison.layout import Layout
 
 T = TypeVar("T")
@@ -74,7 +75,13 @@ class AsyncClient:
         for may_start in (self._start_daemon, False):
             try:
                 async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                    return await asyncio.open_unix_connection(str(path))
+                    reader, writer = await asyncio.open_unix_connection(str(path))
+                try:
+                    require_own_peer(writer.get_extra_info("socket"), str(path))
+                except DaemonUnreachable:
+                    writer.close()
+                    raise
+                return reader, writer
             except (FileNotFoundError, ConnectionRefusedError):
                 if not may_start:
                     break

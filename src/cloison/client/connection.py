@@ -17,6 +17,7 @@ from typing import TypeVar
 from cloison.client.calls import Call
 from cloison.client.failures import DaemonUnreachable, OutcomeUnknown
 from cloison.client.framing import AnswerReader, Event, encode_request
+from cloison.client.peer import require_own_peer
 from cloison.layout import Layout
 
 T = TypeVar("T")
@@ -101,6 +102,7 @@ def _try_connect(path: str) -> socket.socket | None:
     try:
         connection.settimeout(CONNECT_TIMEOUT_S)
         connection.connect(path)
+        require_own_peer(connection, path)
         return connection
     except (FileNotFoundError, ConnectionRefusedError):
         connection.close()
@@ -109,3 +111,6 @@ def _try_connect(path: str) -> socket.socket | None:
         connection.close()
         reason = error.strerror or str(error)
         raise DaemonUnreachable(f"cannot connect to {path}: {reason}") from None
+    except DaemonUnreachable:
+        connection.close()
+        raise

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from cloison.client.failures import DaemonUnreachable
+from cloison.client.peer import require_own_peer
 from cloison.client.streams import Sink, WindowSource, is_drained
 from cloison.layout import Layout
 from cloison.wire import (
@@ -72,9 +73,13 @@ def connect(layout: Layout, *, start: bool = True) -> socket.socket:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             connection.connect(path)
+            require_own_peer(connection, path)
             return connection
         except (FileNotFoundError, ConnectionRefusedError):
             connection.close()
+        except DaemonUnreachable:
+            connection.close()
+            raise
         except OSError as error:
             connection.close()
             raise DaemonUnreachable(f"cannot connect to {path}: {error.strerror or error}") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 import time
@@ -64,6 +65,16 @@ def test_a_silent_daemon_is_not_waited_for_longer_than_asked(system: Layout) -> 
 def test_without_a_daemon_nothing_was_sent(system: Layout) -> None:
     with pytest.raises(DaemonUnreachable, match=r"cloison daemon start"):
         Client(start_daemon=False).do(calls.list_states())
+
+
+async def test_another_users_socket_is_not_talked_to(daemon: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    uid = os.getuid()
+    monkeypatch.setattr("cloison.client.peer.os.getuid", lambda: uid + 1)
+    with pytest.raises(DaemonUnreachable, match="trap"):
+        Client(Layout.from_environment(uid=uid)).do(calls.list_states())
+    with pytest.raises(DaemonUnreachable, match="trap"):
+        await AsyncClient(Layout.from_environment(uid=uid)).do(calls.list_states())
+    assert daemon.asked == []
 
 
 def test_a_daemon_that_cannot_start_is_told_with_its_last_words(
