@@ -29,7 +29,7 @@ OPEN_TIMEOUT_S = 30.0
 MAX_PATH = 256
 FD_HINT = f"a process needs more than {GUEST_MEMORY_FD} descriptors (`ulimit -n`)"
 
-_SYS_SECCOMP, _SET_MODE_FILTER, _NEW_LISTENER = 317, 1, 1 << 3
+_SYS_SECCOMP, _SET_MODE_FILTER, _NEW_LISTENER, _WAIT_KILLABLE = 317, 1, 1 << 3, 1 << 5
 _PR_SET_NO_NEW_PRIVS = 38
 _RECEIVE, _SEND, _ADD_FD = 0xC0502100, 0xC0182101, 0x40182103
 _REQUEST = struct.Struct("<QIIiIQ6Q")
@@ -69,7 +69,10 @@ class MemoryDoor:
     def _install(self) -> None:
         if self._libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
             raise OSError(ctypes.get_errno(), "no_new_privs")
-        listener = self._libc.syscall(_SYS_SECCOMP, _SET_MODE_FILTER, _NEW_LISTENER, ctypes.byref(self._header))
+        for flags in (_NEW_LISTENER | _WAIT_KILLABLE, _NEW_LISTENER):  # the former since Linux 5.19
+            listener = self._libc.syscall(_SYS_SECCOMP, _SET_MODE_FILTER, flags, ctypes.byref(self._header))
+            if listener >= 0:
+                break
         if listener < 0:
             raise OSError(ctypes.get_errno(), "seccomp")
         socket.send_fds(self._theirs, [b"door"], [listener])
@@ -97,7 +100,7 @@ class MemoryDoor:
     def _answer(self, listener: int) -> bool:
         """Answer one open; True if it was the memory's."""
         request = bytearray(_REQUEST.size)
-        with contextlib.suppress(FileNotFoundError):  # the asker is gone
+        with contextlib.suppress(FileNotFoundError):  # the asker is gone, or was interrupted and will ask again
             fcntl.ioctl(listener, _RECEIVE, request)
             identity, pid, _, _, _, _, _, path_address, *_ = _REQUEST.unpack(request)
             if _read_path(pid, path_address) == self._path:
@@ -105,6 +108,8 @@ class MemoryDoor:
                 addition = _ADDITION.pack(identity, flags, self._memory_fd, GUEST_MEMORY_FD, os.O_CLOEXEC)
                 try:
                     fcntl.ioctl(listener, _ADD_FD, addition)
+                except FileNotFoundError:
+                    raise
                 except OSError as error:
                     raise BackendFailed(f"cannot give QEMU its memory: {error.strerror}", hint=FD_HINT) from error
                 return True
