@@ -214,12 +214,28 @@ def COMMAND(session: Session, qubes: tuple[str, ...], layout: str, fields: str |
 
 
 def _as_json(row: Row, columns: Sequence[str]) -> Row:
-    """Everything that the daemon said; asked properties beside the rest."""
-    plain = {key: value for key, value in row.items() if key not in {"properties", "volumes"} or value}
-    if not columns:
-        return plain
-    given = {**plain, "fork": row.get("forkpoint")}
-    return {c: given.get(GIVEN.get(c, c), property_value(row, c)) for c in columns}
+    """Everything that the daemon said, or the asked columns with values of their own types (sizes in bytes)."""
+    if columns:
+        return {column: _json_value(row, column) for column in columns}
+    return {key: value for key, value in row.items() if key not in {"properties", "volumes"} or value}
+
+
+def _json_value(row: Row, field: str) -> Any:
+    volumes = row.get("volumes") or {}
+    if field in SIZES:
+        volume, key = SIZES[field]
+        return volumes.get(volume, {}).get(key)
+    match field:
+        case "disk":
+            return sum(volume.get("usage") or 0 for volume in volumes.values())
+        case "mem":
+            return row.get("mem_kib", 0) * 1024
+        case "fork":
+            return row.get("forkpoint")
+        case "tags" | "outdated":
+            return row.get(field)
+        case _:
+            return row.get(GIVEN[field]) if field in GIVEN else property_value(row, field)
 
 
 def _show_lines(lines: list[str]) -> None:

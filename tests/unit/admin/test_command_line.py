@@ -105,6 +105,9 @@ async def test_volumes_and_pools(cloison: Cloison) -> None:
     assert "default" in await ok(cloison, "pool list")
     assert "driver" in await ok(cloison, "pool info default")
     assert "8.0 GiB" in await ok(cloison, "list -o name,priv-max,disk work")
+    (row,) = json.loads(await ok(cloison, "list --json -o name,vcpus,priv-max,mem,tags work"))
+    assert (row["vcpus"], row["priv-max"], row["mem"]) == (2, 8 << 30, 0)
+    assert "created-by-dom0" in row["tags"]
 
 
 async def test_our_own_methods(cloison: Cloison, house: Any) -> None:
