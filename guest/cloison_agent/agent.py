@@ -41,6 +41,7 @@ from cloison_agent.lookup import (
     find_service,
 )
 from cloison_agent.loop import READ, WRITE, Loop
+from cloison_agent.plainline import find_words
 from cloison_agent.port import Port
 from cloison_agent.sessions import ProgramSession, SocketSession
 from cloison_agent.users import User
@@ -242,7 +243,7 @@ class Agent:
         if found is not None:
             argv = found
         elif command:
-            argv = [user.shell, "-c", command]
+            argv = find_words(command, user.shell) or [user.shell, "-c", command]
         else:
             argv = [program, argument] if argument else [program]
         return Task(user, environment, argv=argv if logged_in else [*users.LOGIN_SHELL, *argv])
