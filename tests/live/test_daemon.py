@@ -45,22 +45,6 @@ def test_a_stopped_daemon_leaves_qubes_running_and_the_next_command_starts_anoth
     assert is_the_same_run(system, marked_qube)
 
 
-def test_a_killed_daemon_is_replaced_and_finds_its_qubes(system: LiveSystem, marked_qube: str) -> None:
-    system.kill_daemon()
-    assert state_of(system, marked_qube) == "Running"
-    assert is_the_same_run(system, marked_qube)
-
-
-def test_a_call_that_runs_while_the_daemon_is_killed_ends_with_an_error(system: LiveSystem, marked_qube: str) -> None:
-    call = system.start("run", marked_qube, "--", "sleep", "600", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    with pytest.raises(subprocess.TimeoutExpired):
-        call.wait(5)
-    system.kill_daemon()
-    _, said = call.communicate(timeout=30)
-    assert call.returncode == 255, said
-    assert is_the_same_run(system, marked_qube)
-
-
 def test_a_qube_that_stopped_while_no_daemon_looked_is_halted(system: LiveSystem, marked_qube: str) -> None:
     power_off = "(sleep 3; echo o > /proc/sysrq-trigger) > /dev/null 2>&1 &"
     system.run(marked_qube, "sh", "-c", power_off, user="root")
@@ -69,17 +53,6 @@ def test_a_qube_that_stopped_while_no_daemon_looked_is_halted(system: LiveSystem
     assert state_of(system, marked_qube) == "Halted"
     system.cloison("start", marked_qube)
     assert system.run(marked_qube, "test", "-e", "/run/mark", expect=1)
-
-
-def test_a_daemon_killed_while_it_starts_a_qube_leaves_no_half_of_it(system: LiveSystem, new_qube: MakeQube) -> None:
-    qube = new_qube()
-    start = system.start("start", qube, stderr=subprocess.DEVNULL)
-    with pytest.raises(subprocess.TimeoutExpired):
-        start.wait(0.4)
-    system.kill_daemon()
-    start.wait(60)
-    assert state_of(system, qube) in ("Halted", "Running")
-    assert system.run(qube, "echo", "alive").stdout == b"alive\n"
 
 
 def test_disposables_of_a_killed_daemon_are_removed(system: LiveSystem) -> None:
