@@ -192,8 +192,10 @@ def _host_timezone() -> str:
     return link.partition("zoneinfo/")[2] or "UTC"
 
 
-async def launch(ground: Ground, facts: Facts, *, call_owned: bool = False) -> Live:
-    """Start the qube; returns when its agent has been told who it is.
+async def launch(
+    ground: Ground, facts: Facts, *, call_owned: bool = False, on_spawned: Callable[[], None] = lambda: None
+) -> Live:
+    """Start the qube; returns when its agent has been told who it is. ``on_spawned``: its machine runs.
 
     A fork that fails is retried as a boot (unless start_mode is fork) and its fork point dropped.
     Any error or cancellation leaves no process, no open volume and no record.
@@ -210,11 +212,13 @@ async def launch(ground: Ground, facts: Facts, *, call_owned: bool = False) -> L
             _boot_instead(facts, error)
         else:
             try:
-                return await _attempt(ground, facts, spec, info.revision_id, (point, source.root), call_owned)
+                return await _attempt(
+                    ground, facts, spec, info.revision_id, (point, source.root), call_owned, on_spawned
+                )
             except ForkFailed as error:
                 ground.forkpoints.blame(point)
                 _boot_instead(facts, error)
-    return await _attempt(ground, facts, spec, info.revision_id, None, call_owned)
+    return await _attempt(ground, facts, spec, info.revision_id, None, call_owned, on_spawned)
 
 
 def _boot_instead(facts: Facts, error: CloisonError) -> None:
@@ -230,6 +234,7 @@ async def _attempt(
     revision: str,
     fork: tuple[ForkPoint, Chain] | None,
     call_owned: bool,
+    on_spawned: Callable[[], None],
 ) -> Live:
     mode = StartMode.FORK if fork else StartMode.BOOT
     check_memory(facts, mode, available_memory_mib())
@@ -256,6 +261,7 @@ async def _attempt(
             undo.push_async_callback(machine.kill)
             run = replace(run, machine=dict(machine.record))
             ground.write_run(facts.name, run)
+            on_spawned()
 
             link = await _introduce(ground, facts, machine, mode) if facts.has_agent else None
         if link is not None:

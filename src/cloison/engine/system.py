@@ -158,17 +158,21 @@ class System:
             start_id = str(uuid.uuid4())
             self.books.say(QubeStartRequested(name, start_id, facts.memory_mib))
             try:
-                live = await launch(self.ground, facts, call_owned=call_owned)
+                live = await launch(
+                    self.ground, facts, call_owned=call_owned, on_spawned=lambda: self._say_spawned(name, start_id)
+                )
             except BaseException as error:
                 self._turn_to(seat, PowerState.HALTED)
                 reason = str(error) if isinstance(error, CloisonError) else type(error).__name__
                 self.books.say(QubeStartFailed(name, reason))
                 raise
             self.seat(live, PowerState.RUNNING)
-            for event in (QubeFilesVerified(name), QubeSpawnRequested(name, start_id), QubeSpawned(name, start_id)):
-                self.books.say(event)
             self.books.say(QubeStarted(name, start_id))
             log.info("%s started (%s)", name, live.run.mode.value)
+
+    def _say_spawned(self, name: QubeName, start_id: str) -> None:
+        for event in (QubeFilesVerified(name), QubeSpawnRequested(name, start_id), QubeSpawned(name, start_id)):
+            self.books.say(event)
 
     def seat(self, live: Live, state: PowerState) -> None:
         """Take a live qube into the system and watch over it."""
