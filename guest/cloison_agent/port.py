@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 
 from cloison.wire import Connection, Event, Hello, Restarted, Role
-from cloison.wire.frames import HEADER_BYTES
+from cloison.wire.frames import FILLER, HEADER_BYTES
 from cloison_agent.loop import EDGE, HANGUP, READ, WRITE, Loop
 
 MAX_WRITE = 32 * 1024
@@ -39,6 +39,9 @@ class Port:
         self._slots = memoryview(bytearray(SLOTS * SLOT_BYTES))
         starts = range(0, len(self._slots), SLOT_BYTES)
         self._payloads = [self._slots[at + HEADER_BYTES : at + SLOT_BYTES] for at in starts]
+        # Started anew under a living connection, we break it by what is no frame (and fills up one that our predecessor
+        # left half written), and the host greets us again.
+        self._new.append(FILLER)
         loop.add(fd, READ | WRITE | EDGE, self._ready)
         loop.after_each = self.flush
 

@@ -14,7 +14,8 @@ from fakes import Ended, FakeSession
 
 from cloison.errors import BackendFailed
 from cloison.policy import PolicySource
-from cloison.wire import Call, Reset, Stream
+from cloison.wire import Call, Kind, Reset, Stream
+from cloison.wire.frames import FILLER, pack_frame
 
 TIMEOUT_S = 20
 
@@ -311,6 +312,17 @@ async def test_killing_a_relay_ends_its_calls_and_no_others_and_another_takes_ov
     again = await agent.call("other", "test.Echo")
     await again.write(Stream.STDIN, b"mine too", end=True)
     assert (await again.result())[1] == b"mine too"
+
+
+@pytest.mark.parametrize("half", [b"", pack_frame(Kind.NOTICE, 0, b'{"event":"' + b"x" * 30 + b'"}')[:20]])
+async def test_an_agent_that_was_started_anew_is_found_again(house, half):
+    agent = await house.qubes.start("work")
+    link = house.qubes.links["work"]
+    pid = link.pid
+    await agent.send_raw(half + FILLER)
+    agent.connection.restart()
+    await house.until(lambda: link.is_up and link.pid != pid)
+    assert (await link.run_service("test.Echo+", stdin=b"hello", timeout_s=5)).stdout == b"hello"
 
 
 async def test_a_link_ends_with_its_machine(house):
