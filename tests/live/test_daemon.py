@@ -55,20 +55,6 @@ def test_a_qube_that_stopped_while_no_daemon_looked_is_halted(system: LiveSystem
     assert system.run(marked_qube, "test", "-e", "/run/mark", expect=1)
 
 
-def test_disposables_of_a_killed_daemon_are_removed(system: LiveSystem) -> None:
-    call = system.start("run", "--dispvm", "--", "sleep", "600", stderr=subprocess.DEVNULL)
-    with pytest.raises(subprocess.TimeoutExpired):
-        call.wait(8)
-    system.kill_daemon()
-    call.wait(30)
-    from tests.live.conftest import wait_until
-
-    def none_left() -> bool:
-        return all(row["class"] != "DispVM" for row in system.json("list"))
-
-    wait_until(none_left, 60, "the disposable to be removed")
-
-
 def test_there_is_one_daemon_however_many_commands_start_it(system: LiveSystem) -> None:
     system.cloison("daemon", "stop")
     commands = [system.start("list", stdout=subprocess.DEVNULL) for _ in range(6)]
