@@ -164,12 +164,12 @@ class Volumes:
                     pool = self.pool(pool_name)
                     if vid in await pool.volumes():
                         await pool.remove(vid)
+                    with self._ledger.change(durable=False) as records:
+                        records.spare_volume(pool_name, vid)
                 except CloisonError as error:
                     reasons[pool_name, vid] = error
                     continue
                 waiting.discard((pool_name, vid))
-                with self._ledger.change(durable=False) as records:
-                    records.spare_volume(pool_name, vid)
             if len(waiting) == before:
                 break
         for pool_name, vid in sorted(waiting):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from cloison.drivers.storage import shelf
 from cloison.drivers.storage.qcow2 import Qcow2Pool
 from cloison.drivers.storage.shelf import Shelf
 from cloison.errors import BackendFailed, DiskFull
@@ -190,3 +191,20 @@ async def test_a_full_disk_at_the_end_of_a_run_loses_nothing(
     monkeypatch.undo()
     await pool.end_run(PRIVATE)
     assert guest.shows(await pool.chain(PRIVATE), 7)
+
+
+async def test_an_image_that_does_not_fit_gives_its_room_back(
+    pool: Qcow2Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = tmp_path / "image"
+    shelf.write_empty_image(image, MIB, None, "", b"")
+
+    def full(source: Path, target: Path) -> None:
+        target.write_bytes(b"as far as it went")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shelf, "_copy_sparse", full)
+    with pytest.raises(DiskFull, match="MiB are needed"):
+        await pool.import_image(shared(ROOT), image, image_format="qcow2", content_key="k")
+    assert [path.name for path in (tmp_path / "pool").rglob("*") if path.suffix == ".new"] == []
+    assert list(await pool.volumes()) == []

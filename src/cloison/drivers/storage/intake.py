@@ -13,7 +13,7 @@ from pathlib import Path
 from cloison.drivers.storage import qcow2format, qemuimg
 from cloison.drivers.storage.base import DiskLayer
 from cloison.drivers.storage.records import Layer
-from cloison.drivers.storage.shelf import Shelf, sync_file, write_empty_image
+from cloison.drivers.storage.shelf import Shelf, gone_unless_whole, sync_file, write_empty_image
 from cloison.errors import BackendFailed, BadRequest
 
 SECTOR_BYTES = 512
@@ -32,8 +32,9 @@ async def bring_in(shelf: Shelf, image: Path, image_format: str, layer_id: str) 
         await asyncio.to_thread(shelf.adopt_image, image, layer_id)
     else:
         fresh = path.with_suffix(".new")
-        await qemuimg.convert(image, image_format, fresh)
-        await asyncio.to_thread(sync_file, fresh)
+        with gone_unless_whole(fresh):
+            await qemuimg.convert(image, image_format, fresh)
+            await asyncio.to_thread(sync_file, fresh)
         fresh.replace(path)
     try:
         await qemuimg.check((DiskLayer(path, "qcow2"),))
@@ -50,13 +51,10 @@ async def bring_in_encrypted(
     size = await asyncio.to_thread(disk_size, image, image_format)
     secret, header = pair
     path = shelf.image(layer_id)
-    try:
+    with gone_unless_whole(path):
         await asyncio.to_thread(write_empty_image, path, size, None, "", header)
         await qemuimg.fill(image, image_format, DiskLayer(path, "qcow2", secret))
         await asyncio.to_thread(sync_file, path)
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
     return Layer(layer_id, None, "qcow2", size, secret, seal=shelf.look(layer_id))
 
 

@@ -130,7 +130,10 @@ class Shelf:
                 raise PermissionError(errno.EPERM, "may still be written")
             os.link(source, fresh)
         except OSError:
-            with reporting_full_disk(f"cannot copy {source} into the pool", source.stat().st_size):
+            with (
+                gone_unless_whole(fresh),
+                reporting_full_disk(f"cannot copy {source} into the pool", source.stat().st_blocks * 512),
+            ):
                 _copy_sparse(source, fresh)
         fresh.replace(target)
         sync_directory(self.layers)
@@ -176,6 +179,16 @@ def write_empty_image(path: Path, size_bytes: int, backing: Path | None, backing
             os.ftruncate(descriptor, qcow2format.empty_image_length(size_bytes, encrypted=bool(crypto)))
         finally:
             os.close(descriptor)
+
+
+@contextlib.contextmanager
+def gone_unless_whole(path: Path) -> Iterator[None]:
+    """A half-written file gives its room back at once."""
+    try:
+        yield
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
 
 
 @contextlib.contextmanager
