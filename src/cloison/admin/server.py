@@ -28,7 +28,7 @@ MAX_CONNECTIONS = 4096
 """Open at once; each holds a request of at most 64 KiB while it is read."""
 LISTEN_BACKLOG = 256
 UPLOAD_CHUNK_BYTES = 1 << 20
-IDLE_CHECK_S = 30.0
+IDLE_CHECK_S = 2.0
 """How often a silent stream looks whether its listener is still there (its write side is closed from the start)."""
 _PEER = struct.Struct("3i")
 
