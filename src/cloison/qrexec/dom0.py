@@ -13,6 +13,7 @@ import signal
 import socket
 import stat
 from collections.abc import Coroutine, Mapping
+from io import FileIO
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -140,38 +141,67 @@ async def _answer(handler: Handler, call: ServiceCall, stdin: bytes, leg: _Count
 
 async def _run_program(program: Path, call: ServiceCall, leg: _CountingLeg) -> int:
     """Run an executable service: its stdin and stdout are the caller's; its stderr is the daemon's."""
-    process = await asyncio.create_subprocess_exec(
-        program,
-        *([call.argument] if call.argument else []),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        env=_environment(call),
-        start_new_session=True,
-        limit=PIPE_BYTES,
-    )
-    feeding = asyncio.create_task(_feed(leg, process))
+    theirs, ours_fd = os.pipe()
+    ours = os.fdopen(ours_fd, "wb", buffering=0)
+    feeding: asyncio.Task[None] | None = None
+    process: asyncio.subprocess.Process | None = None
     try:
+        try:
+            process = await asyncio.create_subprocess_exec(
+                program,
+                *([call.argument] if call.argument else []),
+                stdin=theirs,
+                stdout=asyncio.subprocess.PIPE,
+                env=_environment(call),
+                start_new_session=True,
+                limit=PIPE_BYTES,
+            )
+        finally:
+            os.close(theirs)
+        feeding = asyncio.create_task(_feed(leg, ours))
         return_code = await leg.while_there(_forward_output(leg, process))
         return 128 - return_code if return_code < 0 else return_code
     finally:
-        feeding.cancel()
-        await asyncio.gather(feeding, return_exceptions=True)
-        if process.returncode is None:
+        if feeding is not None:
+            feeding.cancel()
+            await asyncio.gather(feeding, return_exceptions=True)
+        ours.close()
+        if process is not None and process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
 
 
-async def _feed(leg: _CountingLeg, process: asyncio.subprocess.Process) -> None:
-    assert process.stdin is not None
-    with contextlib.suppress(ConnectionError):  # a program need not read all it is sent
+async def _feed(leg: _CountingLeg, pipe: FileIO) -> None:
+    """The caller's stdin into the pipe, which is closed at its end. A program need not read all that it is sent."""
+    os.set_blocking(pipe.fileno(), False)
+    try:
         while part := await leg.next_stdin():
-            process.stdin.write(part)
-            # Not cancelled with us: a pipe that breaks meanwhile would be logged as an error nobody heard of.
-            draining = asyncio.ensure_future(process.stdin.drain())
-            draining.add_done_callback(lambda done: done.cancelled() or done.exception())
-            await asyncio.shield(draining)
-    process.stdin.close()
+            view = memoryview(part)
+            while view:
+                try:
+                    view = view[os.write(pipe.fileno(), view) :]
+                except BlockingIOError:
+                    await _until_writable(pipe.fileno())
+    except BrokenPipeError:
+        pass
+    finally:
+        pipe.close()
+
+
+async def _until_writable(fd: int) -> None:
+    loop = asyncio.get_running_loop()
+    writable: asyncio.Future[None] = loop.create_future()
+
+    def wake() -> None:
+        if not writable.done():
+            writable.set_result(None)
+
+    loop.add_writer(fd, wake)
+    try:
+        await writable
+    finally:
+        loop.remove_writer(fd)
 
 
 async def _forward_output(leg: _CountingLeg, process: asyncio.subprocess.Process) -> int:
