@@ -514,7 +514,8 @@ class Qcow2Pool:
         _check_size(spec.vid, spec.size_bytes)
 
     async def _save(self, volume: VolumeRecord) -> None:
-        await asyncio.to_thread(self._shelf.write_volume, volume)
+        """Durable for what holds data; a power cut may forget the others, which the engine then makes again."""
+        await asyncio.to_thread(self._shelf.write_volume, volume, durable=volume.kind is VolumeKind.KEPT)
         self._volumes[volume.vid] = volume
 
     async def _save_layer(self, layer: Layer) -> None:
