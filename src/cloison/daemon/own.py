@@ -167,9 +167,10 @@ async def build_for_engine(cache: Path, wishes: Mapping[str, Any], progress: eng
         size_bytes=_number(wishes, "size_bytes") or ImageRequest.size_bytes,
         mirror=_text(wishes, "mirror", ""),
     )
-    image = await build_image(request, cache, progress)
+    image = await build_image(request, cache, progress, again=bool(wishes.get("force")))
     version = f"{request.distribution}-{request.suite or 'stable'}"
-    return _Built(image.disk, image.kernel, image.initrd, image.key, image.size_bytes, version)
+    content_key = f"{image.key} {image.built}"  # built again, it holds newer packages
+    return _Built(image.disk, image.kernel, image.initrd, content_key, image.size_bytes, version)
 
 
 async def read_boot_files_of(chain: Chain, directory: Path) -> tuple[Path, Path] | None:

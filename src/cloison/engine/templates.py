@@ -106,21 +106,27 @@ class Templates:
         template = parse_qube_name(name)
         if self._ledger.inventory.find(template) is not None:
             raise BadRequest(f"a qube named {template} exists already", hint=f"`cloison remove {template}` first")
+        self._ledger.inventory.label(label)
         image = await self._build_image(request, lambda step, done: progress(step, done and done * 0.5))
         progress("making the template", 0.5)
-        await self._qubes.create(
-            Wish(
-                Klass.TEMPLATE,
-                template,
-                label,
-                properties={"kernelopts": BOOT_OPTIONS},
-                features={**TEMPLATE_FEATURES, "os-distribution": image.distribution},
-                sizes={"root": image.size_bytes},
-                makers={"root": _maker(image.disk, "qcow2", image.key)},
-            )
-        )
         kernels = self._system.ground.kernels
         kernels.assign(template, kernels.add(image.distribution, image.kernel, image.initrd))
+        try:
+            await self._qubes.create(
+                Wish(
+                    Klass.TEMPLATE,
+                    template,
+                    label,
+                    properties={"kernelopts": BOOT_OPTIONS},
+                    features={**TEMPLATE_FEATURES, "os-distribution": image.distribution},
+                    sizes={"root": image.size_bytes},
+                    makers={"root": _maker(image.disk, "qcow2", image.key)},
+                )
+            )
+        except BaseException:
+            if self._ledger.inventory.find(template) is None:
+                kernels.forget(template)
+            raise
         progress("making its fork point (one boot)", 0.55)
         try:
             await self.make_forkpoint(template)

@@ -106,9 +106,9 @@ class Image:
 
 
 async def build_image(
-    request: ImageRequest, cache_dir: Path, progress: Progress, *, tree: GuestTree | None = None
+    request: ImageRequest, cache_dir: Path, progress: Progress, *, tree: GuestTree | None = None, again: bool = False
 ) -> Image:
-    """The image for ``request``, from the cache or newly built (about a minute).
+    """The image for ``request``, from the cache or newly built (about a minute; ``again``: even if there is one).
 
     Atomic: after failure, cancellation or kill -9 no half-made image is seen, and the next call tidies up.
     Raises BadRequest (request), DiskFull (says how much is needed), BackendFailed (tools, network, packages).
@@ -121,7 +121,7 @@ async def build_image(
     final = images / key
     images.mkdir(parents=True, exist_ok=True)
     async with _locked(images / f".lock-{key}", progress):
-        if final.exists():
+        if final.exists() and not again:
             return Image.load(final)
         staging = images / f".building-{key}"
         await remove_tree(staging)
@@ -149,6 +149,7 @@ async def build_image(
                 progress=progress,
             )
             await _finish(staging, request, key, progress)
+            await remove_tree(final)  # templates made from an earlier one hold its files by links of their own
             staging.rename(final)
             _sync_directory(images)
         except OSError as error:

@@ -65,6 +65,18 @@ async def test_an_image_is_built_once(tmp_path: Path, bootstrap: Any) -> None:
     assert first.disk.stat().st_mode & 0o222 == 0
 
 
+async def test_an_image_may_be_built_again_in_its_place(tmp_path: Path, bootstrap: Any) -> None:
+    first = await make(tmp_path)
+
+    async def newer(*, staging: Path, **more: Any) -> None:
+        await fake_bootstrap(staging=staging, **more)
+        (staging / "vmlinuz").write_bytes(b"newer kernel")
+
+    bootstrap(newer)
+    assert (await build_image(REQUEST, tmp_path, silent, tree=TREE, again=True)).directory == first.directory
+    assert (await make(tmp_path)).kernel.read_bytes() == b"newer kernel"
+
+
 async def test_two_at_once_build_one(tmp_path: Path, bootstrap: Any) -> None:
     count = 0
 
