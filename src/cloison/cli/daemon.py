@@ -26,6 +26,7 @@ them again.
 STOP_TIMEOUT_S = 90.0
 """Ending twenty qubes on a loaded machine takes some seconds; a daemon that needs longer hangs."""
 POLL_S = 0.05
+HEADINGS = {"why_accelerator": "because"}
 
 
 @subcommand(COMMAND, "start", examples=(("cloison daemon start", "no matter if it runs already"),))
@@ -56,7 +57,9 @@ def stop_daemon(session: Session, *, shutdown: bool, kill: bool) -> bool:
     """Stop the daemon and wait until it is gone; False if there was none."""
     session.client = Client(session.layout, start_daemon=False)
     if not is_listening(session.layout.admin_socket):
-        return False
+        if not is_locked(session.layout.lock):
+            return False
+        start_daemon(session.layout)  # it runs without its socket, or is just coming: until it can be told
     if shutdown:
         states = {"Running", "Paused", "Transient", "Halting"}
         running = [r.name for r in session.do(calls.list_states()) if r.klass != "AdminVM" and r.state in states]
@@ -97,7 +100,10 @@ def status(session: Session, as_json: bool) -> None:
         session.show_json(found)
         return
     for key, value in found.items():
-        click.echo(f"{session.palette.bold(key.replace('_', ' '))}: {_shown(key, value)}", color=True)
+        if key != "uptime_s":  # "started at" says it
+            click.echo(
+                f"{session.palette.bold(HEADINGS.get(key, key.replace('_', ' ')))}: {_shown(key, value)}", color=True
+            )
 
 
 def _shown(key: str, value: Any) -> str:

@@ -124,6 +124,7 @@ def program() -> None:
 def run_program(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; the exit code."""
     if "_CLOISON_COMPLETE" in os.environ:
+        importlib.import_module("cloison.cli.completion")  # it knows how bash splits words
         program.main(prog_name="cloison", complete_var="_CLOISON_COMPLETE")
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words:

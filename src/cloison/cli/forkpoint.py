@@ -73,6 +73,8 @@ def drop_forkpoint(session: Session, template: str | None, key: str | None, ever
     """Drop fork points; the next start boots, or waits until a new one is made."""
     if sum((template is not None, key is not None, everything)) != 1:
         raise click.UsageError("name a template, or give --key, or give --all")
+    if template is not None:
+        session.do(calls.state_of(template))
     which = {"template": template} if template else {"key": key} if key else {}
     done = session.do(calls.forkpoint_drop(**{k: v for k, v in which.items() if v})) or {}
     session.say(f"dropped {len(done.get('dropped') or ())}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import click
+from click.shell_completion import CompletionItem
 
 from cloison.cli.command import command
 from cloison.cli.exitcodes import MEANINGS
@@ -33,6 +34,14 @@ def _environment() -> str:
 TOPICS: dict[str, Callable[[], str]] = {"exit-codes": _exit_codes, "environment": _environment, "names": lambda: NAMES}
 
 
+def _complete_topic(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    from cloison.cli.entry import program
+
+    if ctx.params.get("topic"):
+        return []
+    return [CompletionItem(name) for name in (*program.list_commands(ctx), *TOPICS) if name.startswith(incomplete)]
+
+
 @command("help", examples=(
     ("cloison help", "all commands"),
     ("cloison help run", "one command"),
@@ -40,7 +49,7 @@ TOPICS: dict[str, Callable[[], str]] = {"exit-codes": _exit_codes, "environment"
     ("cloison help environment", "which variables are read"),
     ("cloison help names", "how qubes and volumes are named"),
 ))  # fmt: skip
-@click.argument("topic", nargs=-1)
+@click.argument("topic", nargs=-1, shell_complete=_complete_topic)
 @click.pass_context
 def COMMAND(ctx: click.Context, session: Session, topic: tuple[str, ...]) -> None:
     """Show help for a command or about a topic: exit-codes, environment, names."""

@@ -34,6 +34,8 @@ SIZES = {f"{short}-{which}": (volume, key) for short, volume in (("priv", "priva
 MAX_TEMPLATE_CHAIN = 3
 """disposable -> app qube -> template."""
 NEEDS_VOLUMES = {"disk", *SIZES}
+SHAPE = ("start_mode", "memory", "vcpus")
+"""What decides, beside the template, whether a qube can be forked from a fork point."""
 GIVEN = {
     "name": "name",
     "state": "state",
@@ -118,6 +120,8 @@ def draw_tree(rows: Sequence[Row], parent: str) -> list[tuple[str, Row]]:
 def fetch(session: Session, fields: Sequence[str]) -> list[Row]:
     """The rows that the fields need: one call, and more only for fork points and volumes."""
     properties = [f for f in fields if f not in GIVEN and f not in COMPUTED]
+    if "fork" in fields:
+        properties += [name for name in SHAPE if name not in properties]
     rows = session.do(calls.list_qubes(properties))
     if "fork" in fields:
         _add_fork_points(session, rows)
@@ -141,17 +145,25 @@ def _volumes(session: Session, qube: str) -> dict[str, dict[str, int]]:
 
 
 def _add_fork_points(session: Session, rows: list[Row]) -> None:
-    """The state of the fork points of the template that each qube's root comes from."""
-    states: dict[str, set[str]] = {}
+    """The state of the fork points of the template that each qube's root comes from, and that have its shape."""
+    points: dict[str, list[Row]] = {}
     for point in session.do(calls.forkpoint_list()):
-        states.setdefault(point["template"], set()).add(point["state"])
+        points.setdefault(point["template"], []).append(point)
     above = {row["name"]: row.get("template") for row in rows}
     for row in rows:
         owner = row["name"]
         for _ in range(MAX_TEMPLATE_CHAIN):
             owner = above.get(owner) or owner
-        found = states.get(owner, set())
+        found = {point["state"] for point in points.get(owner, ()) if owner == row["name"] or _fits(row, point)}
         row["forkpoint"] = next((state for state in ("ready", "making", *sorted(found)) if state in found), None)
+
+
+def _fits(row: Row, point: Row) -> bool:
+    """Whether the qube could be forked from it; what is still being made does not say its shape."""
+    _, memory, vcpus = (property_value(row, name) for name in SHAPE)
+    if property_value(row, "start_mode") == "boot":
+        return False
+    return not point.get("memory_mib") or (memory, vcpus) == (point["memory_mib"], point.get("vcpus"))
 
 
 def choose(rows: list[Row], names: Sequence[str], keep: Callable[[Row], bool]) -> list[Row]:
@@ -192,7 +204,8 @@ def COMMAND(session: Session, qubes: tuple[str, ...], layout: str, fields: str |
     """List qubes.
 
     FORK says whether the next start is instant: `ready` (forked in a fraction of a second), `making`, `stale`,
-    `failed`, or - (boots). A running qube is `outdated` when its template has changed since it started.
+    `failed`, or - (none of this memory and number of processors yet, or start_mode is boot); of a template: whether
+    its qubes' starts are. A running qube is `outdated` when its template has changed since it started.
     """
     wanted = {"Running": running, "Paused": paused, "Halted": halted}
     states = {state for state, is_wanted in wanted.items() if is_wanted}

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.shell_completion import CompletionItem
 
-from cloison.cli.choices import QUBE
+from cloison.cli.choices import DISPOSABLE_TEMPLATE, QUBE
 from cloison.cli.command import ExampleCommand, command
 from cloison.cli.exitcodes import ExitCode
 from cloison.cli.session import Session
@@ -98,8 +98,8 @@ class Wishes:
 ))  # fmt: skip
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[QUBE] [--] [COMMAND...]",
                 shell_complete=_complete_qube)  # fmt: skip
-@click.option("--dispvm", metavar="[=TEMPLATE]", help="In a fresh disposable (of TEMPLATE); give no QUBE, or one whose "
-              "disposables are meant.")  # fmt: skip
+@click.option("--dispvm", metavar="[=TEMPLATE]", shell_complete=DISPOSABLE_TEMPLATE.shell_complete,
+              help="In a fresh disposable (of TEMPLATE); give no QUBE or one whose disposables are meant.")  # fmt: skip
 @click.option("--of", "owner", type=QUBE, hidden=True)
 @click.option("-u", "--user", default="", metavar="USER", help="As this user of the qube; default: default_user.")
 @click.option(

@@ -5,6 +5,7 @@ In: a destination (a qube, or None for the system), names, values. Out: calls, t
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 
 import click
@@ -23,7 +24,7 @@ def show_help(session: Session, dest: str | None, names: Sequence[str], as_json:
     if as_json:
         session.show_json(texts)
         return
-    formatter = click.HelpFormatter(width=100)
+    formatter = click.HelpFormatter(width=max(40, min(100, shutil.get_terminal_size((100, 24)).columns)))
     formatter.write_dl(list(texts.items()), col_max=24)
     click.echo(formatter.getvalue().rstrip())
 

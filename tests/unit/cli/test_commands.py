@@ -109,6 +109,15 @@ def test_a_disposable_shows_the_fork_point_of_its_templates_template(cloison: Ru
     assert cloison("list", "--raw-data", "-o", "fork", "disp1").out == "-\n"
 
 
+def test_a_fork_point_of_another_shape_is_none_for_a_qube(cloison: Run, daemon: Any) -> None:
+    daemon.points[0].update(memory_mib=400, vcpus=2)
+    for name, memory, mode in (("work", 800, "auto"), ("vault", 400, "boot"), ("default-dvm", 400, "auto")):
+        shape = {"memory": ("int", memory, True), "vcpus": ("int", 2, True), "start_mode": ("str", mode, True)}
+        daemon.properties.setdefault(name, {}).update(shape)
+    shown = cloison("list", "--raw-data", "-o", "name,fork", "work", "vault", "default-dvm", "debian-13").out
+    assert sorted(shown.splitlines()) == ["debian-13|ready", "default-dvm|ready", "vault|-", "work|-"]
+
+
 def test_the_list_as_trees(cloison: Run) -> None:
     assert _squeezed(cloison("list", "--tree", "-o", "name,netvm").out) == _squeezed(NETWORK_TREE)
     assert _squeezed(cloison("list", "--by-template", "-o", "name,template").out) == _squeezed(TEMPLATE_TREE)
@@ -379,21 +388,32 @@ def test_completion_scripts(cloison: Run, shell: str) -> None:
     assert "_CLOISON_COMPLETE" in cloison("completion", shell).out
 
 
-@pytest.mark.parametrize("line", ["cloison start wo", "cloison run wo", "cloison run -t wo", "cloison list --json wo"])
-def test_names_of_qubes_are_completed(daemon: Any, line: str) -> None:
-    position = str(len(line.split()) - 1)
-    env = {**os.environ, "_CLOISON_COMPLETE": "bash_complete", "COMP_WORDS": line, "COMP_CWORD": position}
-    done = subprocess.run(
+def _completed(line: str) -> subprocess.CompletedProcess[str]:
+    """What bash is told at the end of ``line``."""
+    env = {**os.environ, "_CLOISON_COMPLETE": "bash_complete", "COMP_LINE": line, "COMP_WORDBREAKS": " :="}
+    return subprocess.run(
         [sys.executable, "-c", "from cloison.cli import main; main()"], env=env, capture_output=True, text=True
     )
-    assert done.stdout == "plain,work\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "answer"),
+    [
+        *((line, "work") for line in ("cloison start wo", "cloison run wo", "cloison run -t wo")),
+        ("cloison list --json wo", "work"),
+        ("cloison volume info wo", "work:"),
+        ("cloison volume info work:pri", "private"),
+        ("cloison run --dispvm=def", "default-dvm"),
+        ("cloison help exit", "exit-codes"),
+        ("cloison help stand", "standalone"),
+    ],
+)
+def test_bash_is_told_how_the_word_goes_on(daemon: Any, line: str, answer: str) -> None:
+    assert _completed(line).stdout == f"plain,{answer}\n"
 
 
 def test_completion_without_a_daemon_is_silent_and_starts_none(system: Layout) -> None:
-    env = {**os.environ, "_CLOISON_COMPLETE": "bash_complete", "COMP_WORDS": "cloison start wo", "COMP_CWORD": "2"}
-    done = subprocess.run(
-        [sys.executable, "-c", "from cloison.cli import main; main()"], env=env, capture_output=True, text=True
-    )
+    done = _completed("cloison start wo")
     assert (done.stdout.strip(), done.stderr) == ("", "")
     assert not system.log.exists()
 
