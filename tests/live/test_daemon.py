@@ -65,6 +65,17 @@ def test_there_is_one_daemon_however_many_commands_start_it(system: LiveSystem) 
     assert len(daemons) == 1, daemons
 
 
+@pytest.mark.parametrize("lost", [("qubesd.sock",), ("qrexec.sock",), ("qubesd.sock", "qrexec.sock")])
+def test_sockets_that_were_removed_are_put_back_by_the_daemon_that_lost_them(
+    system: LiveSystem, lost: tuple[str, ...]
+) -> None:
+    daemon = system.json("daemon", "status")["pid"]
+    for name in lost:
+        (system.layout.runtime / name).unlink()
+    assert system.cloison("run", "--service", "dom0", "qubes.GetDate").stdout.endswith(b"+00:00\n")
+    assert system.json("daemon", "status")["pid"] == daemon
+
+
 def test_the_search_for_leaks_sees_daemon_fork_server_relay_and_qemu(system: LiveSystem, marked_qube: str) -> None:
     from tests.live.conftest import processes_of
 

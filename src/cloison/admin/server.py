@@ -43,6 +43,16 @@ class AdminServer:
     async def start(self) -> None:
         """Listen. An old socket file is replaced: the system's lock, which the caller holds, says it is nobody's."""
         sweep(self._admin.desk)
+        await self._listen()
+
+    async def listen_again(self) -> None:
+        """Put the socket back if somebody removed it; connections are not touched."""
+        if not self._path.exists():
+            if self._server is not None:
+                self._server.close()
+            await self._listen()
+
+    async def _listen(self) -> None:
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._path.parent.chmod(0o700)
         self._path.unlink(missing_ok=True)

@@ -86,7 +86,7 @@ def connect(layout: Layout, *, start: bool = True) -> socket.socket:
         if not started:
             from cloison.client.spawn import start_daemon
 
-            start_daemon(layout)
+            start_daemon(layout, also=layout.qrexec_socket)
             started = True
             continue
         if not start or time.monotonic() > deadline:

@@ -26,19 +26,22 @@ RETRY_S = 0.2
 UNIT = "cloisond.service"
 
 
-def start_daemon(layout: Layout) -> None:
-    """Return once a daemon listens on the Admin API socket; DaemonUnreachable with the log's last line otherwise."""
+def start_daemon(layout: Layout, *, also: Path | None = None) -> None:
+    """Return once a daemon listens on the Admin API socket (and has made the socket ``also``).
+
+    DaemonUnreachable with the log's last line otherwise.
+    """
     process = None
     if not _start_unit(layout):
         process = _spawn(layout)
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
-        if is_listening(layout.admin_socket):
+        if is_listening(layout.admin_socket) and (also is None or also.exists()):
             return
         if process is not None and (ended := process.poll()) is not None:
             if ended:
                 break
-            time.sleep(RETRY_S)  # another one holds the lock: it is starting too, or about to end
+            time.sleep(RETRY_S)  # another one holds the lock: it is starting too, about to end, or lost its sockets
             process = _spawn(layout)
         time.sleep(POLL_S)
     reason = f": {last}" if (last := _last_line(layout.log)) else ""

@@ -31,11 +31,13 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     layout = Layout.from_environment()
     os.umask(0o077)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it is served: the next daemon that finds us nudges us with it
     try:
         prepare_ground(layout)
         _start_logging(layout.log, to_stderr=options.log_to_stderr, verbose=options.verbose)
         with SystemLock(layout.lock) as lock:
             if not lock.held:
+                lock.nudge()
                 return 0
             from cloison.daemon.house import serve  # everything else is loaded only by the one that serves
 
@@ -53,7 +55,6 @@ async def _until_told(serving: object) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, task.cancel)
-    loop.add_signal_handler(signal.SIGHUP, lambda: None)
     try:
         await task
     except asyncio.CancelledError:

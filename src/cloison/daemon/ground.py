@@ -5,8 +5,10 @@ In: a layout. Out: private directories, a held lock. May import: layout, errors.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+import signal
 import stat
 from pathlib import Path
 from types import TracebackType
@@ -64,6 +66,11 @@ class SystemLock:
         os.write(self._descriptor, f"{os.getpid()}\n".encode())
         self.held = True
         return self
+
+    def nudge(self) -> None:
+        """Ask the holder, who runs but was not reached, to put its sockets back (SIGHUP)."""
+        with contextlib.suppress(OSError, ValueError):
+            os.kill(int(os.pread(self._descriptor, 32, 0)), signal.SIGHUP)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -83,12 +84,20 @@ async def serve(layout: Layout) -> None:
             await server.start()
             stack.push_async_callback(server.close)
             log.info("serving %s", layout.admin_socket)
+            asyncio.get_running_loop().add_signal_handler(
+                signal.SIGHUP, lambda: house.system.own(_listen_again(server, clients), "sockets put back")
+            )
             house.system.own(_autostart(house), "autostart")
             house.system.own(house.templates.resume(), "fork points left over")
             house.system.own(house.templates.follow_removals(), "fork points of removed templates")
             kill_qubes = await house.stopping
         if kill_qubes:
             await _kill_all(house.system)
+
+
+async def _listen_again(server: AdminServer, clients: HostClients) -> None:
+    await clients.listen_again()
+    await server.listen_again()
 
 
 @asynccontextmanager

@@ -50,6 +50,14 @@ class HostClients:
         self._socket = listener
         self._accepting = asyncio.create_task(self._accept(listener), name="host clients")
 
+    async def listen_again(self) -> None:
+        """Put the socket back if somebody removed it; calls are not touched."""
+        if not self._path.exists() and self._socket is not None and self._accepting is not None:
+            self._accepting.cancel()
+            await asyncio.gather(self._accepting, return_exceptions=True)
+            self._socket.close()
+            await self.open()
+
     async def close(self) -> None:
         tasks = [*self._tasks, *([self._accepting] if self._accepting else [])]
         for task in tasks:
