@@ -73,6 +73,7 @@ def test_sockets_that_were_removed_are_put_back_by_the_daemon_that_lost_them(
     for name in lost:
         (system.layout.runtime / name).unlink()
     assert system.cloison("run", "--service", "dom0", "qubes.GetDate").stdout.endswith(b"+00:00\n")
+    system.cloison("list")
     assert system.json("daemon", "status")["pid"] == daemon
 
 
