@@ -7,15 +7,18 @@ import subprocess
 from collections.abc import Mapping
 from typing import Any
 
-from cloison_agent import disks, users
+from cloison_agent import disks, udev, users
 from cloison_agent.agent import Agent, Answer, ControlVerb
 from cloison_agent.identity import apply_identity, papers
 from cloison_agent.launch import Task, start_task
 
 QUIET_CHECK_S = 1.0
 QUIET_SHARE = 0.06
-"""A guest that spends less of its time than this, for two checks in a row, is quiet."""
+"""A guest that spends less of its time than this, for some checks in a row, is quiet."""
+QUIET_CHECKS = 2 + round(udev.WORKERS_IDLE_S / QUIET_CHECK_S)
 QUIET_DEADLINE_S = 60.0
+CATCH_UP_S = 2.0
+"""After a qube was told who it is: its user's first command is done by then, or long."""
 
 
 def configure(agent: Agent, fields: Mapping[str, Any], answer: Answer) -> None:
@@ -23,6 +26,14 @@ def configure(agent: Agent, fields: Mapping[str, Any], answer: Answer) -> None:
     agent.name = str(fields.get("name", ""))
     agent.default_user = str(fields.get("default_user") or users.DEFAULT_USER)
     answer(**timings)
+    agent.loop.later(CATCH_UP_S, lambda: _catch_up(bool(fields.get("private"))))
+
+
+def _catch_up(has_disks: bool) -> None:
+    """What need not be done before the first command."""
+    if has_disks:
+        disks.bind_disks()
+    udev.let_go()
 
 
 def shutdown(agent: Agent, fields: Mapping[str, Any], answer: Answer) -> None:
@@ -72,9 +83,10 @@ def _when_quiet(agent: Agent, answer: Answer, before: tuple[int, int], calm: int
         now = _busy_and_total()
         busy = (now[0] - before[0]) / max(1, now[1] - before[1])
         calm_checks = calm + 1 if busy < QUIET_SHARE else 0
-        if calm_checks >= 2 or checks_left <= 0:
+        if calm_checks >= QUIET_CHECKS or checks_left <= 0:
+            udev.hold()
             os.sync()
-            answer(quiet=calm_checks >= 2)
+            answer(quiet=calm_checks >= QUIET_CHECKS)
         else:
             _when_quiet(agent, answer, now, calm_checks, checks_left - 1)
 

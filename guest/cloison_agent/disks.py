@@ -16,6 +16,8 @@ from cloison_agent import syscalls
 _DRIVER = "/sys/bus/virtio/drivers/virtio_blk"
 _DEVICES = "/sys/bus/virtio/devices"
 _BLOCK_DEVICE = "0x0002"
+PRIVATE_PLACE = "0000:00:03.0"
+"""Where every machine has its private disk: before it is bound, it has no serial."""
 _BLANK_BYTES = 128 * 1024
 _PAGE = 4096
 
@@ -38,9 +40,11 @@ def release_disk(serial: str) -> bool:
     return True
 
 
-def bind_disks() -> None:
-    """Give every unbound virtio disk to the driver."""
+def bind_disks(place: str = "") -> None:
+    """Give every unbound virtio disk (or just the one at this PCI address) to the driver."""
     for name in sorted(os.listdir(_DEVICES)):
+        if place and f"/{place}/" not in os.path.realpath(f"{_DEVICES}/{name}"):
+            continue
         if _read(f"{_DEVICES}/{name}/device") == _BLOCK_DEVICE and not os.path.exists(f"{_DEVICES}/{name}/driver"):
             _write(f"{_DRIVER}/bind", name)
 

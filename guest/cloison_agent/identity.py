@@ -137,7 +137,7 @@ def apply_identity(fields: Mapping[str, Any]) -> dict[str, int]:
         _apply_timezone(str(fields["timezone"]))
     done("services")
     if fields.get("private") or fields.get("volatile"):
-        disks.bind_disks()
+        disks.bind_disks("" if fields.get("volatile") else disks.PRIVATE_PLACE)
         done("bind_disks")
     if fields.get("private"):
         _mount_rw()

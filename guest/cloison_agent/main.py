@@ -26,10 +26,12 @@ def main() -> int:
 def serve() -> int:
     import gc
 
+    from cloison_agent import udev
     from cloison_agent.agent import Agent, listen
     from cloison_agent.control import VERBS
 
     os.umask(0o022)
+    udev.let_go()  # an agent that died may have left it held
     agent = Agent(open_port(), listen(), VERBS)
     agent.announce_when_booted()
     gc.collect()
