@@ -15,11 +15,15 @@ from cloison.errors import CloisonError
 PROGRAM = Path("benchmarks/run")
 
 
-@command("bench", examples=(("cloison bench", "all figures, measured on this machine"),),
+@command("bench", examples=(
+    ("cloison bench", "all figures, measured on this machine: a quarter of an hour"),
+    ("cloison bench -- --quick disposable call", "some rows, with fewer repetitions"),
+    ("cloison bench -- --help", "the rows and options"),
+),
          context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})  # fmt: skip
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def COMMAND(session: Session, arguments: tuple[str, ...]) -> None:
-    """Measure this machine: disposables, calls, memory; against plain QEMU.
+    """Measure this machine: disposables, calls, memory. Plain QEMU is measured beside them.
 
     Arguments go to the programs in the directory `benchmarks`, which comes with the source tree.
     """
