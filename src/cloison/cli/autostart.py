@@ -23,7 +23,7 @@ from cloison.client import calls
 @click.option("--now", is_flag=True, help="Start all of them now.")
 @json_option
 def COMMAND(session: Session, qubes: tuple[str, ...], off: bool, now: bool, as_json: bool) -> None:
-    """Show or choose the qubes that are started together with the system."""
+    """Show or choose the qubes that start with the system."""
     for qube in qubes:
         session.do(calls.property_set(qube, "autostart", str(not off)))
     if qubes and not now:

@@ -49,7 +49,7 @@ add_completion_class(Bash)
 ))  # fmt: skip
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def COMMAND(session: Session, shell: str) -> None:
-    """Print the completion script of a shell: commands, options, names of qubes."""
+    """Print the completion script of a shell. Commands, options and names of qubes are completed."""
     from cloison.cli.entry import program
 
     kind = get_completion_class(shell)

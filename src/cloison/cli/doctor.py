@@ -16,7 +16,7 @@ SIGNS = {"ok": ("✓", "32"), "note": ("·", "36"), "warning": ("!", "33"), "fai
 ))  # fmt: skip
 @json_option
 def COMMAND(session: Session, as_json: bool) -> None:
-    """Check that this machine can run qubes, and say how to mend what cannot work.
+    """Check this machine, and say how to mend what cannot work.
 
     Exit code 1 if something that is needed is missing.
     """

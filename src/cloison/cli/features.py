@@ -25,7 +25,7 @@ from cloison.client import calls
 @json_option
 def COMMAND(session: Session, qube: str, feature: str | None, value: str | None, unset: bool, inherit: bool,
             as_json: bool) -> None:  # fmt: skip
-    """Show or change features: free-form notes that tools and services read."""
+    """Show or change features. They are free-form notes that tools and services read."""
     if feature is None:
         if unset:
             raise click.UsageError("name the feature that shall be removed")

@@ -17,7 +17,7 @@ COMMAND = group("forkpoint", examples=(
     ("cloison forkpoint list", "which there are and what they cost"),
     ("cloison forkpoint make debian-13", "make it now instead of in the background"),
 ))(lambda: None)  # fmt: skip
-COMMAND.help = """Show, make and drop fork points, from which qubes start at once.
+COMMAND.help = """Show, make and drop fork points. From them qubes start at once.
 
 A fork point is the saved running state of a template. They are made by themselves after each commit, for each shape
 (memory, processors, kernel) that a qube asks for. Dropping one costs nothing but the time to make it again; running

@@ -52,7 +52,7 @@ def _complete_topic(ctx: click.Context, _: click.Parameter, incomplete: str) -> 
 @click.argument("topic", nargs=-1, shell_complete=_complete_topic)
 @click.pass_context
 def COMMAND(ctx: click.Context, session: Session, topic: tuple[str, ...]) -> None:
-    """Show help for a command or about a topic: exit-codes, environment, names."""
+    """Show help for a command or a topic. Topics: exit-codes, environment, names."""
     if topic and topic[0] in TOPICS:
         click.echo(TOPICS[topic[0]]())
         return

@@ -12,7 +12,7 @@ from cloison.cli.table import Cell
 from cloison.client import calls
 
 COMMAND = group("label", examples=(("cloison label list", "all labels"),))(lambda: None)
-COMMAND.help = "Show, create and remove labels: the colours that say how far you trust a qube."
+COMMAND.help = "Show, create and remove labels. They are colours that say how far you trust a qube."
 
 
 @subcommand(COMMAND, "list", examples=(("cloison label list --json", "with numbers and colours"),))

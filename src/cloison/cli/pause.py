@@ -15,7 +15,7 @@ from cloison.client import calls
 @qubes_argument
 @all_option
 def COMMAND(session: Session, qubes: tuple[str, ...], everything: bool, exclude: tuple[str, ...]) -> None:
-    """Stop qubes where they are; `cloison unpause` lets them go on.
+    """Stop qubes where they are. `cloison unpause` lets them go on.
 
     A paused qube uses no processor time and keeps its memory.
     """

@@ -36,7 +36,7 @@ _EXAMPLES = (
 )
 
 COMMAND = group("policy", examples=_EXAMPLES)(lambda: None)
-COMMAND.help = "Check, explain, try out, change and draw the policy: who may call what on whom."
+COMMAND.help = "Check, explain, try out, change and draw the policy. It says who may call what on whom."
 
 
 @dataclass(frozen=True)

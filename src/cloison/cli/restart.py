@@ -22,7 +22,7 @@ from cloison.client.failures import QubesVMNotStartedError
 @click.option("--kill", is_flag=True, help="Kill a qube that does not stop in time.")
 def COMMAND(session: Session, qubes: tuple[str, ...], everything: bool, exclude: tuple[str, ...], force: bool,
             timeout_s: float | None, kill: bool) -> None:  # fmt: skip
-    """Shut qubes down and start them again; halted ones are just started."""
+    """Shut qubes down and start them again. Halted ones are just started."""
     names = chosen(session, qubes, everything, exclude, frozenset({"Running"}))
 
     def restart(qube: str) -> None:

@@ -112,10 +112,11 @@ class Wishes:
 @click.option("--no-filter", is_flag=True, help="Let escape sequences of the qube reach your terminal.")
 def COMMAND(session: Session, words: tuple[str, ...], dispvm: str | None, owner: str | None, user: str, tty: bool,
             service: bool, no_stdin: bool, nogui: bool, no_autostart: bool, no_filter: bool) -> None:  # fmt: skip
-    """Run a command in a qube as if it were here: streams, exit code, signals.
+    """Run a command in a qube as if it were here.
 
-    The qube is started if need be. When output goes to your terminal, control sequences in it are masked, because they
-    come from the qube; with --tty only those that set titles or the clipboard are left out.
+    Streams, exit code and signals are the command's. The qube is started if need be. When output goes to your terminal,
+    control sequences in it are masked, because they come from the qube; with --tty only those that set titles or the
+    clipboard are left out.
     """
     target, rest = _target(session, list(words), dispvm, owner)
     interactive = sys.stdin.isatty() and sys.stdout.isatty()

@@ -23,7 +23,7 @@ PREFIX = "service."
 @click.argument("state", required=False, type=click.Choice(["on", "off", "default"]))
 @json_option
 def COMMAND(session: Session, qube: str, service: str | None, state: str | None, as_json: bool) -> None:
-    """Switch services inside a qube on or off (the features service.NAME)."""
+    """Switch services inside a qube on or off. They are the features service.NAME."""
     if service and state == "default":
         session.do(calls.feature_remove(qube, PREFIX + service))
         return

@@ -14,7 +14,7 @@ from cloison.client import calls
 COMMAND = group("standalone", examples=(("cloison standalone import lab disk.qcow2", "a disk image becomes a qube"),))(
     lambda: None
 )
-COMMAND.help = "Qubes with a root of their own, from disk images made elsewhere."
+COMMAND.help = "Make qubes from disk images that were made elsewhere."
 
 
 @subcommand(COMMAND, "import", examples=(

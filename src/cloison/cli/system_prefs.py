@@ -24,7 +24,7 @@ from cloison.cli.session import Session
 @json_option
 def COMMAND(session: Session, name: str | None, value: str | None, reset: bool, help_properties: bool,
             hide_default: bool, as_json: bool) -> None:  # fmt: skip
-    """Show or change the properties of the system, which qubes inherit."""
+    """Show or change properties of the system. Qubes inherit many of them."""
     if help_properties:
         settings.show_help(session, None, [name] if name else [], as_json)
         return

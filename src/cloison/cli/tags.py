@@ -10,7 +10,7 @@ from cloison.cli.session import Session
 from cloison.client import calls
 
 COMMAND = group("tags", examples=(("cloison tags list work", "all tags of a qube"),))(lambda: None)
-COMMAND.help = """Show or change the tags of qubes: words that policy rules speak of.
+COMMAND.help = """Show or change tags: words that policy rules speak of.
 
 Examples of rules: `@tag:office @tag:office allow`.
 """

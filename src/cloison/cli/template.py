@@ -15,7 +15,7 @@ COMMAND = group("template", examples=(
     ("cloison template build debian-13", "from Debian's packages, as an ordinary user"),
     ("cloison template list", "with revisions and who uses them"),
 ))(lambda: None)  # fmt: skip
-COMMAND.help = """Build, change and revert templates: the systems that qubes share read-only.
+COMMAND.help = """Build, change and revert templates. They are the systems that qubes share read-only.
 
 A template is changed like any qube: start it, install what you like, shut it down. That commits a new revision;
 running qubes based on it are then outdated until they are restarted.

@@ -18,7 +18,7 @@ from cloison.errors import CloisonError
 @command("version", examples=(("cloison version --json", "for bug reports"),))
 @json_option
 def COMMAND(session: Session, as_json: bool) -> None:
-    """Show the versions of the program and, if it runs, of the daemon."""
+    """Show the versions of program and daemon."""
     found = {"cloison": __version__, "python": platform.python_version(), "system": str(session.layout.data)}
     try:
         status = Client(session.layout, start_daemon=False).do(calls.daemon_status(), timeout_s=2.0)
