@@ -140,7 +140,7 @@ QUBE_PROPERTIES: Mapping[str, Property] = _tables(
     _row("bootmode", STR, Q, "Named set of kernel options, from the features boot-mode.*.", rule.bootmode),
     _row("appvm_default_bootmode", STR, frozenset({T}), "Boot mode of app qubes that have none of their own.",
          "default"),
-    _row("start_mode", STR, Q, "How the qube starts: from its template's fork point, by booting, or whichever can.",
+    _row("start_mode", STR, Q, "How the qube starts: fork (from a fork point of its template), boot, or auto.",
          "auto", inherited=True, parse=values.one_of("auto", "fork", "boot")),
     _row("share_memory", BOOL, Q, "Share unchanged memory pages with other qubes forked from the same fork point.",
          True, inherited=True),
