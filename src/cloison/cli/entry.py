@@ -162,6 +162,7 @@ def run_command(command: click.Command, name: str, words: list[str], session: Se
         session.complain(CloisonError(f"too deep: {error}"))
         return ExitCode.FAILED
     except OSError as error:
+        _abandon_output()
         session.complain(CloisonError(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"))
         return ExitCode.FAILED
 
@@ -194,7 +195,7 @@ def _interrupted() -> int:
 
 
 def _abandon_output() -> None:
-    """Nobody reads our output any more: let Python's last flush go nowhere."""
+    """Our output has no place any more: let Python's last flush go nowhere."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.close(nowhere)

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from cloison.wire import Call, Tty
 
 ANY_DISPOSABLE = "@dispvm"
+LONG_COMMAND = 4096
+"""Who meets a limit with a command longer than this meant to run a script."""
 
 
 class RunCommand(ExampleCommand):
@@ -162,7 +164,7 @@ def call_qube(session: Session, target: str, words: Sequence[str], *, service: b
               discard_output: bool = False) -> int:  # fmt: skip
     """Make the call with our own streams; the exit code."""
     from cloison.client import qrexec
-    from cloison.wire import LEG_SESSION, Call
+    from cloison.wire import LEG_SESSION, Call, LocalProtocolError
 
     fields: dict[str, Any] = {"user": wishes.user, "nogui": wishes.nogui, "autostart": wishes.autostart}
     if service:
@@ -178,6 +180,10 @@ def call_qube(session: Session, target: str, words: Sequence[str], *, service: b
         ending = _pump(session, call, wishes, discard_output)
     except DaemonUnreachable as error:
         session.complain(error)
+        return ExitCode.QREXEC_FAILED
+    except LocalProtocolError as error:
+        hint = f"{session.program} run {target} sh < SCRIPT" if len(fields.get("command", "")) > LONG_COMMAND else ""
+        session.complain(CloisonError(f"this call cannot be made: {error}", hint=hint))
         return ExitCode.QREXEC_FAILED
     if ending.note:
         session.complain(CloisonError(ending.note))

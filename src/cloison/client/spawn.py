@@ -24,6 +24,7 @@ START_TIMEOUT_S = 30.0
 POLL_S = 0.02
 RETRY_S = 0.2
 UNIT = "cloisond.service"
+PATH_SETTINGS = ("CLOISON_ROOT", "CLOISON_CACHE")
 
 
 def start_daemon(layout: Layout, *, also: Path | None = None) -> None:
@@ -95,6 +96,8 @@ def _start_unit(layout: Layout) -> bool:
 
 def _spawn(layout: Layout) -> subprocess.Popen[bytes]:
     layout.log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    environment = dict(os.environ)  # the daemon works in "/": paths that are relative to here mean something else there
+    environment |= {key: str(Path(environment[key]).absolute()) for key in PATH_SETTINGS if environment.get(key)}
     with layout.log.open("ab") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "cloison.daemon"],
@@ -102,6 +105,7 @@ def _spawn(layout: Layout) -> subprocess.Popen[bytes]:
             stdout=log,
             stderr=log,
             cwd="/",
+            env=environment,
             start_new_session=True,
             close_fds=True,
         )

@@ -63,6 +63,20 @@ def test_wrong_use_is_one_line_and_2(daemon: Any, broker: Any, words: tuple[str,
     assert b"Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    "words",
+    [("work", "a" * 20000), ("work", b"\xff".decode("utf-8", "surrogateescape")), ("--user", "a b", "work", "id")],
+)
+def test_a_call_that_cannot_be_put_into_words_is_one_line_and_125(
+    daemon: Any, broker: Any, words: tuple[str, ...]
+) -> None:
+    done = run(*words, stdin=subprocess.DEVNULL)
+    assert done.returncode == 125
+    assert done.stderr.count(b"\n") == 1
+    assert b"cannot be made" in done.stderr
+    assert (b"sh < SCRIPT" in done.stderr) == (len(words[-1]) > 4096)
+
+
 def test_streams_and_exit_code_are_those_of_the_command(daemon: Any, broker: Any) -> None:
     done = run("work", "cat; echo problem >&2; exit 7", input=b"hello")
     assert (done.returncode, done.stdout, done.stderr) == (7, b"hello", b"problem\n")
