@@ -65,7 +65,7 @@ def test_wrong_use_is_one_line_and_2(daemon: Any, broker: Any, words: tuple[str,
 
 @pytest.mark.parametrize(
     "words",
-    [("work", "a" * 20000), ("work", b"\xff".decode("utf-8", "surrogateescape")), ("--user", "a b", "work", "id")],
+    [("work", "a" * 100000), ("work", b"\xff".decode("utf-8", "surrogateescape")), ("--user", "a b", "work", "id")],
 )
 def test_a_call_that_cannot_be_put_into_words_is_one_line_and_125(
     daemon: Any, broker: Any, words: tuple[str, ...]
