@@ -228,7 +228,7 @@ def test_without_a_terminal_of_its_own_a_command_cannot_speak_to_ours(daemon: An
 
 
 def test_a_person_who_waits_is_told_for_what(daemon: Any, broker: Any) -> None:
-    broker.slow_s = 1.2
+    broker.slow_s = 4.0
     pid, master = _in_terminal("work", "echo 'h'i")
     seen = _read_until(master, b"hi")
     os.waitpid(pid, 0)
