@@ -99,7 +99,7 @@ class System:
 
     def family(self) -> list[Process]:
         """Everything that the daemon started and that still runs: fork server, relays, jails, QEMUs."""
-        return find_family(self.daemon_pid)
+        return find_family(self.daemon_pid) if _find_daemon(self) else []
 
     def wait_halted(self) -> None:
         """Return once no machine runs and no disposable is left."""
@@ -139,9 +139,18 @@ def _furnish(system: System) -> None:
 
 
 def _close(system: System) -> None:
-    daemon = find_process(system.daemon_pid)
-    family = [*([daemon] if daemon else []), *system.family()]
+    ours = [*_find_daemon(system), *system.family()]
     try:
         system.cloison("daemon", "stop", "--kill")
     finally:
-        end_processes(family)
+        end_processes(ours)
+
+
+def _find_daemon(system: System) -> list[Process]:
+    """The daemon of this very system, if it still runs: its number may be another process's by now."""
+    found = find_process(system.daemon_pid)
+    try:
+        variables = Path(f"/proc/{system.daemon_pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return []
+    return [found] if found and f"CLOISON_ROOT={system.root}".encode() in variables else []
