@@ -65,6 +65,10 @@ def main(rows: tuple[str, ...], quick: bool, as_json: bool, **counts: int | None
             except (RuntimeError, OSError, CloisonError) as error:
                 console.print(f"row {name} failed: {error}", style="red", markup=False)
                 failed.append(name)
+            except KeyboardInterrupt:
+                console.print(f"interrupted at row {name}: here is what was measured before", style="red")
+                failed.append(name)
+                break
         accelerator = bench.peer.host.accelerator.value if "peer" in bench.__dict__ else ""
     circumstances = {
         "accelerator": accelerator,
