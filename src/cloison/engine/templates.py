@@ -110,7 +110,9 @@ class Templates:
         image = await self._build_image(request, lambda step, done: progress(step, done and done * 0.5))
         progress("making the template", 0.5)
         kernels = self._system.ground.kernels
-        kernels.assign(template, kernels.add(image.distribution, image.kernel, image.initrd))
+        known = kernels.names()
+        kernel = kernels.add(image.distribution, image.kernel, image.initrd)
+        kernels.assign(template, kernel)
         try:
             await self._qubes.create(
                 Wish(
@@ -126,6 +128,8 @@ class Templates:
         except BaseException:
             if self._ledger.inventory.find(template) is None:
                 kernels.forget(template)
+                if kernel.name not in known:
+                    kernels.remove(kernel.name)
             raise
         progress("making its fork point (one boot)", 0.55)
         try:
