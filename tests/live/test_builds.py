@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.live.conftest import TEMPLATE, is_alive, processes_of, wait_until
+from tests.live.conftest import BUILD_LIMIT_S, TEMPLATE, is_alive, processes_of, wait_until
 
 if TYPE_CHECKING:
     from tests.live.conftest import LiveSystem
@@ -58,7 +58,7 @@ def test_a_build_that_is_cut_short_leaves_nothing_and_can_be_repeated(system: Li
     assert NAME not in names(system)
     if way == "Ctrl-C":
         wait_until(lambda: not building(system), 30, "the half-made image to be gone")
-    system.cloison("template", "build", NAME)
+    system.cloison("template", "build", NAME, timeout_s=BUILD_LIMIT_S)
     assert NAME in names(system)
     system.cloison("template", "remove", "--yes", NAME)
 
@@ -68,9 +68,9 @@ def test_a_daemon_killed_at_the_end_of_a_build_leaves_all_or_nothing(system: Liv
     build = system.start("template", "build", NAME, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     time.sleep(delay_s)
     system.kill_daemon()
-    build.wait(60)
+    build.wait(BUILD_LIMIT_S)
     if NAME not in names(system):
-        system.cloison("template", "build", NAME)
+        system.cloison("template", "build", NAME, timeout_s=BUILD_LIMIT_S)
     user = f"user-of-{delay_s}".replace(".", "-")
     system.cloison("create", "--template", NAME, "--label", "red", user)
     try:

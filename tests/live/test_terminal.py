@@ -127,3 +127,53 @@ def test_the_serial_console_is_a_terminal_too(system: LiveSystem, qube: str) -> 
     terminal.type("\x1d\x1d\x1d")
     assert terminal.exit_code() == 0
     assert terminal.is_cooked()
+
+
+def test_a_program_is_suspended_and_the_shell_goes_on(system: LiveSystem, qube: str) -> None:
+    terminal = Terminal(system, CLOISON, "run", "--tty", qube, "bash --norc")
+    terminal.wait_for("$ ")
+    terminal.type("sleep 4321\r")
+    terminal.wait_for("sleep 4321")
+    time.sleep(1)
+    terminal.type("\x1a")
+    terminal.wait_for("Stopped")
+    terminal.wait_for("$ ")
+    terminal.type("kill %1; echo al''ive\r")
+    terminal.wait_for("alive")
+    terminal.type("\x04")
+    assert terminal.exit_code() == 0
+    assert terminal.is_cooked()
+
+
+@pytest.mark.parametrize(("way", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), ("the qube dies", 255)])
+def test_the_terminal_is_given_back_however_the_command_ends(
+    system: LiveSystem, qube: str, way: signal.Signals | str, code: int
+) -> None:
+    terminal = Terminal(system, CLOISON, "run", "--tty", qube, "echo he''re; exec cat")
+    terminal.wait_for("here")
+    assert not terminal.is_cooked()
+    if isinstance(way, signal.Signals):
+        os.kill(terminal.pid, way)
+    else:
+        system.cloison("kill", qube)
+    assert terminal.exit_code() == code
+    assert terminal.is_cooked()
+
+
+def test_several_people_watch_a_console_and_it_ends_with_its_qube(system: LiveSystem, qube: str) -> None:
+    system.run(qube, "true")
+    first, second = (Terminal(system, CLOISON, "console", qube) for _ in range(2))
+    for watcher in (first, second):
+        watcher.wait_for("attached")
+    time.sleep(0.5)
+    system.run(qube, "sh", "-c", "echo said on the console > /dev/ttyS0", user="root")
+    for watcher in (first, second):
+        watcher.wait_for("said on the console")
+    first.type("\x1d\x1d\x1d")
+    assert first.exit_code() == 0
+    system.run(qube, "sh", "-c", "echo one is left > /dev/ttyS0", user="root")
+    second.wait_for("one is left")
+    assert b"said on the console" in system.cloison("console", "--log", qube).stdout
+    system.cloison("kill", qube)
+    assert second.exit_code() == 0
+    assert first.is_cooked() and second.is_cooked()
