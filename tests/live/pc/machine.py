@@ -42,11 +42,13 @@ FORK_POINTS_BYTES = 3 * GIB
 MEMORY_MIB = 2048
 BOOT_LIMIT_S = 120
 END_LIMIT_S = 30
+LEFTOVER_AGE_S = 6 * 3600
 GRACE_S = 15
 """A command has its own time limit inside; after that and this, the PC itself is taken to hang."""
 CONSOLE_TAIL = 4000
 PORT = "org.cloison.pc"
-KERNEL_OPTIONS = "console=ttyS0 quiet panic=-1 mitigations=off nowatchdog no_timer_check init=/bin/sh"
+KERNEL_OPTIONS = "console=ttyS0 quiet panic=-1 mitigations=off nowatchdog no_timer_check maxcpus=1 init=/bin/sh"
+"""``start`` brings the second processor up."""
 FIRST_PROCESS = "mkdir -p /pc && mount -t ext4 /dev/vdb /pc && exec /pc/start"
 
 
@@ -147,6 +149,8 @@ class VirtualPC:
     console: Path
     timings: dict[str, float] = field(default_factory=dict)
     """For people: what was done, how many seconds it took by the PC's own clock."""
+    has_fork_points: bool = False
+    """It found them in the cache."""
     may_keep_fork_points: bool = False
     """Set it when they are complete: they go to the cache then, unless they came from there."""
     _pending: bytes = b""
@@ -198,12 +202,24 @@ class VirtualPC:
         return answer
 
     def _console_tail(self) -> str:
-        return self.console.read_bytes()[-CONSOLE_TAIL:].decode(errors="replace")
+        lines = self.console.read_bytes().decode(errors="replace").splitlines()
+        told = [line for line in lines if "TCG doesn't support requested feature" not in line]
+        return "\n".join(told)[-CONSOLE_TAIL:]
+
+
+@contextlib.contextmanager
+def open_scratch(cache: Path) -> Iterator[Path]:
+    """A directory for one run in the cache's file system; what killed runs left there is removed."""
+    for rest in (cache / "pc").glob(".run-*"):
+        if rest.stat().st_mtime < time.time() - LEFTOVER_AGE_S:
+            shutil.rmtree(rest, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=".run-", dir=cache / "pc") as name:
+        yield Path(name)
 
 
 @contextlib.contextmanager
 def run_pc(system: Image, template: Image, cache: Path, scratch: Path) -> Iterator[VirtualPC]:
-    """A booted PC, gone afterwards. ``scratch``: a directory in the cache's file system with 3 GiB to spare."""
+    """A booted PC, gone afterwards; some 2 GiB are written in ``scratch``."""
     work, console = scratch / "work.raw", scratch / "console.log"
     kept = cache / "pc" / f"fork-points-{fork_points_key(system, template)}.raw"
     make_work_disk(work, template)
@@ -223,7 +239,7 @@ def run_pc(system: Image, template: Image, cache: Path, scratch: Path) -> Iterat
                 env={**os.environ, "TMPDIR": str(scratch)},
             )
         try:
-            pc = VirtualPC(process, ours, console)
+            pc = VirtualPC(process, ours, console, has_fork_points=cached)
             pc.wait_until_ready()
             yield pc
             if pc.may_keep_fork_points and not cached:
