@@ -10,6 +10,34 @@ from cloison.policy.store import default_policy
 
 POLICY = default_policy()
 
+ONLY_DOM0 = (
+    "qubes.WaitForSession",
+    "qubes.WaitForRunningSystem",
+    "qubes.GetAppmenus",
+    "qubes.PostInstall",
+    "qubes.InstallUpdatesGUI",
+    "qubes.SetDateTime",
+    "qubes.SyncNtpClock",
+    "qubes.SuspendPre",
+    "qubes.SuspendPost",
+    "qubes.SuspendPreAll",
+    "qubes.SuspendPostAll",
+    "qubes.ResizeDisk",
+    "qubes.DetachPciDevice",
+    "qubes.SetMonitorLayout",
+    "qubes.SetGuiMode",
+    "qubes.SelectFile",
+    "qubes.SelectDirectory",
+    "qubes.InputKeyboard",
+    "qubes.InputTablet",
+    "qubes.Backup",
+    "qubes.Restore",
+    "qubes.RestoreById",
+    "qubes.ReceiveUpdates",
+    "qubes.VMRootExec",
+)
+"""Services that no qube may call by default."""
+
 
 def answer(system: SystemInfo, source: str, target: str, service: str) -> str:
     verdict = evaluate(POLICY, system, Request(source, target, service, "+"))
@@ -42,7 +70,11 @@ def answer(system: SystemInfo, source: str, target: str, service: str) -> str:
         ("qubes.ConnectTCP", "deny", "deny", "deny", "deny"),
         ("qubes.UpdatesProxy", "deny", "deny", "deny", "deny"),
         ("qubes.InputMouse", "deny", "deny", "deny", "deny"),
-        ("qubes.SetDateTime", "deny", "deny", "deny", "deny"),
+        ("qubes.NotifyUpdates", "deny", "deny", "deny", "allow dom0"),
+        ("qubes.NotifyTools", "deny", "deny", "deny", "allow dom0"),
+        ("qubes.SyncAppMenus", "deny", "deny", "deny", "allow dom0"),
+        ("qubes.GetRandomizedTime", "deny", "deny", "deny", "allow dom0"),
+        *((name, "deny", "deny", "deny", "deny") for name in ONLY_DOM0),
         ("admin.vm.List", "deny", "deny", "deny", "deny"),
         ("admin.vm.CreateDisposable", "deny", "deny", "deny", "deny"),
         ("admin.vm.property.GetAll", "deny", "deny", "deny", "deny"),
