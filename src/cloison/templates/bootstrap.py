@@ -33,6 +33,7 @@ _TOOLS = {
     "setpriv": "util-linux",
     "mke2fs": "e2fsprogs",
     "qemu-img": "qemu-utils",
+    "zstd": "zstd",
 }
 
 
@@ -72,6 +73,8 @@ class BuildProgress:
         if self._ROUND.match(line):
             self._round = min(self._round + 1, len(self.ROUNDS) - 1)
             self._begin()
+        elif line.startswith("I: unpacking the packages"):
+            return self._at("unpacking packages", 0.10)
         elif line.startswith("I: running --customize-hook"):
             return self._at("setting the guest up", self.ASSEMBLE)
         elif line.startswith("I: making the file system"):
@@ -123,6 +126,7 @@ def plan_bootstrap(
         f"--include={','.join(packages)}",
         *(f"--aptopt={option}" for option in apt_options),
         *(f"--dpkgopt={option}" for option in recipe.DPKG_OPTIONS),
+        '--customize-hook=sh "$CLOISON_STAGING/keep-base" "$1"',
         '--customize-hook=sh "$CLOISON_STAGING/assemble" "$1"',
         suite,
         "/dev/null",
@@ -140,9 +144,26 @@ async def run_bootstrap(
     staging: Path,
     progress: Progress,
 ) -> None:
-    """Fill ``staging`` with root.raw, vmlinuz, initrd and packages; OSError(ENOSPC) when the disk is full."""
+    """Fill ``staging`` with root.raw, vmlinuz, initrd, packages and base.tar.zst (what ``run_from_base`` begins with).
+
+    OSError(ENOSPC) when the disk is full; BackendFailed otherwise.
+    """
+    command = plan_bootstrap(suite=suite, sources=sources, packages=packages, apt_options=apt_options)
+    (staging / "keep-base").write_text(recipe.KEEP_BASE_SCRIPT)
+    await _run_build(command, size_bytes=size_bytes, staging=staging, progress=progress)
+
+
+async def run_from_base(base: Path, *, size_bytes: int, staging: Path, progress: Progress) -> None:
+    """As ``run_bootstrap``, with the packages out of the archive that an earlier one left; raises the same."""
+    script = staging / "from-base"
+    script.write_text(recipe.FROM_BASE_SCRIPT)
+    await _run_build(["sh", str(script), str(base)], size_bytes=size_bytes, staging=staging, progress=progress)
+
+
+async def _run_build(command: Sequence[str], *, size_bytes: int, staging: Path, progress: Progress) -> None:
     check_build_tools()
     (staging / "tmp").mkdir()
+    (staging / "assemble").write_text(recipe.ASSEMBLE_SCRIPT)
     environment = {
         "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         "LC_ALL": "C.UTF-8",
@@ -151,11 +172,8 @@ async def run_bootstrap(
         "CLOISON_STAGING": str(staging),
         "CLOISON_SIZE": str(size_bytes),
     } | {name: value for name, value in os.environ.items() if name.lower().endswith("_proxy")}
-    command = [
-        *build_root_command(),
-        *plan_bootstrap(suite=suite, sources=sources, packages=packages, apt_options=apt_options),
-    ]
     process = await asyncio.create_subprocess_exec(
+        *build_root_command(),
         *command,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
@@ -214,7 +232,7 @@ def explain(log: Sequence[str], status: int) -> Exception:
     lines = wrong or list(log)
     said = "; ".join(lines[-4:])[:600] or "nothing"
     return BackendFailed(
-        f"the template build failed (mmdebstrap ended with status {status}): {said}",
+        f"the template build failed (its programs ended with status {status}): {said}",
         hint="the package mirror cannot be reached; check the network or name another with --mirror" if network else "",
     )
 

@@ -5,7 +5,7 @@ May import: errors, this package.
 
 Layout of the cache: ``images/<key>/{root.qcow2,vmlinuz,initrd,manifest.json}``; ``images/.building-<key>/`` while one
 is being made, under the lock ``images/.lock-<key>``. A directory named by a key is complete: it gets its name by one
-rename after everything in it was synced.
+rename after everything in it was synced. Beside it ``bases/`` holds installed packages (module ``bases``).
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from pathlib import Path
 from cloison.errors import BackendFailed, BadRequest, DiskFull
 from cloison.guest_tree import GUEST_PACKAGES, guest_commands, guest_tree
 from cloison.templates import recipe
-from cloison.templates.bootstrap import run_bootstrap
+from cloison.templates.bases import Bases, base_key
+from cloison.templates.bootstrap import run_bootstrap, run_from_base
 from cloison.templates.recipe import GuestTree
 from cloison.templates.sources import find_host_acquire_options, find_host_targets, plan_sources, source_line
 
@@ -40,8 +41,8 @@ Progress = Callable[[str, float | None], None]
 GIB = 1 << 30
 DEFAULT_SIZE_BYTES = 10 * GIB
 MIN_SIZE_BYTES = 2 * GIB
-NEEDED_BYTES = int(2.5 * GIB)
-"""Unpacked tree, the file system made of it and the finished image exist side by side for a moment."""
+NEEDED_BYTES = int(2.75 * GIB)
+"""Unpacked tree, the file system made of it, the finished image and the packed packages exist side by side."""
 BYTES_PER_EXTRA_PACKAGE = 60 << 20
 """A guess for packages beyond ours, in the same three copies, their dependencies included."""
 _MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
@@ -113,7 +114,6 @@ async def build_image(
     Atomic: after failure, cancellation or kill -9 no half-made image is seen, and the next call tidies up.
     Raises BadRequest (request), DiskFull (says how much is needed), BackendFailed (tools, network, packages).
     """
-    distribution = recipe.parse_distribution(request.distribution)
     check_request(request)
     guest: GuestTree = guest_tree() if tree is None else tree
     key = image_key(request, guest)
@@ -129,25 +129,7 @@ async def build_image(
         await _make_room(images, request)
         staging.mkdir(mode=0o700)
         try:
-            progress("looking for package sources", 0.0)
-            suite = request.suite or distribution.default_suite
-            keyring = request.keyring or distribution.keyring
-            _check_keyring(keyring)
-            sources = (
-                (source_line(request.mirror, suite, keyring),)
-                if request.mirror
-                else plan_sources(await find_host_targets(), suite, origin=distribution.origin, keyring=keyring)
-            )
-            _write_guest_files(staging, guest)
-            await run_bootstrap(
-                suite=suite,
-                sources=sources,
-                packages=(*_packages(distribution), *request.include),
-                apt_options=await find_host_acquire_options(),
-                size_bytes=request.size_bytes,
-                staging=staging,
-                progress=progress,
-            )
+            await _fill(staging, request, guest, Bases(cache_dir / "bases"), progress, again=again)
             await _finish(staging, request, key, progress)
             await remove_tree(final)  # templates made from an earlier one hold its files by links of their own
             staging.rename(final)
@@ -160,6 +142,51 @@ async def build_image(
             await remove_tree(staging)
         progress("template image ready", 1.0)
         return Image.load(final)
+
+
+async def _fill(
+    staging: Path, request: ImageRequest, guest: GuestTree, bases: Bases, progress: Progress, *, again: bool
+) -> None:
+    """Root disk, kernel, initrd and package list, from packages kept earlier (not ``again``) or from the archives."""
+    distribution = recipe.parse_distribution(request.distribution)
+    packages = (*_packages(distribution), *sorted(request.include))
+    suite = request.suite or distribution.default_suite
+    key = base_key(
+        distribution=distribution.name,
+        suite=suite,
+        mirror=request.mirror,
+        keyring=request.keyring,
+        packages=packages,
+        dpkg=recipe.DPKG_OPTIONS,
+        script=recipe.KEEP_BASE_SCRIPT,
+    )
+    if (base := None if again else bases.find(key)) is not None:
+        _write_guest_files(staging, guest)
+        try:
+            return await run_from_base(base, size_bytes=request.size_bytes, staging=staging, progress=progress)
+        except BackendFailed:  # a damaged archive, say: begin anew
+            bases.drop(key)
+            await remove_tree(staging)
+            staging.mkdir(mode=0o700)
+    progress("looking for package sources", 0.0)
+    keyring = request.keyring or distribution.keyring
+    _check_keyring(keyring)
+    sources = (
+        (source_line(request.mirror, suite, keyring),)
+        if request.mirror
+        else plan_sources(await find_host_targets(), suite, origin=distribution.origin, keyring=keyring)
+    )
+    _write_guest_files(staging, guest)
+    await run_bootstrap(
+        suite=suite,
+        sources=sources,
+        packages=packages,
+        apt_options=await find_host_acquire_options(),
+        size_bytes=request.size_bytes,
+        staging=staging,
+        progress=progress,
+    )
+    bases.publish(key, staging / "base.tar.zst")
 
 
 def check_request(request: ImageRequest) -> None:
@@ -183,7 +210,7 @@ def image_key(request: ImageRequest, guest: GuestTree) -> str:
         "version": recipe.RECIPE_VERSION,
         "packages": _packages(distribution),
         "dpkg": recipe.DPKG_OPTIONS,
-        "scripts": [_configure_script(guest), recipe.ASSEMBLE_SCRIPT],
+        "scripts": [_configure_script(guest), recipe.ASSEMBLE_SCRIPT, recipe.KEEP_BASE_SCRIPT],
     }
     digest.update(json.dumps(inputs, sort_keys=True).encode())
     for path, (mode, content) in sorted(_whole_tree(guest).items()):
@@ -261,10 +288,12 @@ async def _make_room(images: Path, request: ImageRequest) -> None:
         (path for path in images.iterdir() if path.name[0] != "." and _is_unshared(path)),
         key=lambda path: path.stat().st_mtime,
     )
+    old += Bases(images.parent / "bases").all()
     while shutil.disk_usage(images).free < needed_bytes(request):
         if not old:
             raise _disk_full(images, request)
-        await remove_tree(old.pop(0))
+        least = old.pop(0)
+        await remove_tree(least) if least.is_dir() else least.unlink(missing_ok=True)
 
 
 def _is_unshared(directory: Path) -> bool:
@@ -287,7 +316,7 @@ def _disk_full(images: Path, request: ImageRequest) -> DiskFull:
 
 
 def _write_guest_files(staging: Path, guest: GuestTree) -> None:
-    """The tar archive and the hook script that the bootstrap's last step reads."""
+    """The tar archive that the build's last step reads."""
     files = dict(_whole_tree(guest))
     files["/.cloison-build/configure"] = (0o755, _configure_script(guest).encode())
     with tarfile.open(staging / "guest.tar", "w") as tar:
@@ -300,7 +329,6 @@ def _write_guest_files(staging: Path, guest: GuestTree) -> None:
             else:
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))
-    (staging / "assemble").write_text(recipe.ASSEMBLE_SCRIPT)
 
 
 async def _finish(staging: Path, request: ImageRequest, key: str, progress: Progress) -> None:

@@ -39,6 +39,7 @@ class Distribution:
 _BASE_PACKAGES = """
     systemd systemd-sysv dbus udev kmod python3 busybox-static bash coreutils util-linux login passwd procps psmisc
     iproute2 iputils-ping nftables openssh-client file less nano poppler-utils xz-utils zip unzip bzip2 tzdata
+    gpg gpg-agent python3-pil tinyproxy-bin wireguard-tools
 """
 
 DISTRIBUTIONS = {
@@ -189,8 +190,38 @@ rm -f /etc/apt/apt.conf.d/??mmdebstrap /var/lib/systemd/random-seed /etc/.pwd.lo
 dpkg-query -W -f '${Package} ${Version} ${Architecture}\n' > /.cloison-build/packages
 """
 
-# Runs on the host's side of the build (namespaces of the build, $1 = the new root); writes into $CLOISON_STAGING.
-# mke2fs copies from a bind mount because $1 itself has /proc, /sys and /dev mounted in it.
+# Both run on the host's side of the build (namespaces of the build); they write into $CLOISON_STAGING.
+
+# $1 = the new root, with all packages and nothing of ours. /proc, /sys and /dev are mounted in it, and left out.
+KEEP_BASE_SCRIPT = r"""#!/bin/sh
+set -eu
+echo "I: keeping the packages" >&2
+mkdir "$CLOISON_STAGING/base"
+mount --bind "$1" "$CLOISON_STAGING/base"
+tar -C "$CLOISON_STAGING/base" --numeric-owner --xattrs --xattrs-include='*' --one-file-system --sparse \
+    --exclude='./var/cache/apt/archives/*.deb' --exclude='./var/lib/apt/lists/*' \
+    -I 'zstd -q -3 -T0' -cf "$CLOISON_STAGING/base.tar.zst" .
+umount "$CLOISON_STAGING/base"
+"""
+
+# Stands in for the bootstrap when the packages are in the cache: $1 = their archive.
+FROM_BASE_SCRIPT = r"""#!/bin/sh
+set -eu
+root=$CLOISON_STAGING/root
+mkdir "$root"
+echo "I: unpacking the packages" >&2
+tar -C "$root" --numeric-owner --xattrs --xattrs-include='*' -I 'zstd -q' -xf "$1"
+mount -t proc proc "$root/proc"
+mount -t tmpfs -o mode=755 dev "$root/dev"
+for node in null zero full random urandom tty; do
+    : > "$root/dev/$node"
+    mount --bind "/dev/$node" "$root/dev/$node"
+done
+echo "I: running --customize-hook" >&2
+exec sh "$CLOISON_STAGING/assemble" "$root"
+"""
+
+# $1 = the new root. mke2fs copies from a bind mount because $1 itself has /proc, /sys and /dev mounted in it.
 ASSEMBLE_SCRIPT = r"""#!/bin/sh
 set -eu
 root=$1

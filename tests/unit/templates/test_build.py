@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import errno
 import fcntl
+import os
 import shutil
 import stat
 import tarfile
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import pytest
 
 from cloison.errors import BackendFailed, BadRequest, DiskFull
 from cloison.templates import build, recipe
+from cloison.templates.bases import KEPT
 from cloison.templates.build import Image, ImageRequest, build_image, image_key
 
 TREE = {"/usr/bin/tool": (stat.S_IFREG | 0o755, b"#!/bin/sh\n"), "/usr/bin/link": (stat.S_IFLNK | 0o777, b"tool")}
@@ -30,6 +33,7 @@ async def fake_bootstrap(*, staging: Path, size_bytes: int, **_: Any) -> None:
     (staging / "vmlinuz").write_bytes(b"kernel")
     (staging / "initrd").write_bytes(b"initrd")
     (staging / "packages").write_text("bash 5.2 amd64\n")
+    (staging / "base.tar.zst").write_bytes(b"packages")
 
 
 @pytest.fixture(autouse=True)
@@ -55,14 +59,81 @@ async def make(cache: Path, request: ImageRequest = REQUEST) -> Image:
 
 async def test_an_image_is_built_once(tmp_path: Path, bootstrap: Any) -> None:
     first = await make(tmp_path)
-
-    async def never(**_: Any) -> None:
-        raise AssertionError("built twice")
-
     bootstrap(never)
     assert await make(tmp_path) == first
     assert first.kernel.read_bytes() == b"kernel" and first.size_bytes == REQUEST.size_bytes
     assert first.disk.stat().st_mode & 0o222 == 0
+
+
+@pytest.fixture
+def from_base(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Builds from kept packages, each told by its archive."""
+    used: list[Path] = []
+
+    async def fake(base: Path, *, staging: Path, size_bytes: int, **_: Any) -> None:
+        used.append(base)
+        if base.read_bytes() != b"packages":
+            (staging / "half").touch()
+            raise BackendFailed("the archive is damaged")
+        await fake_bootstrap(staging=staging, size_bytes=size_bytes)
+
+    monkeypatch.setattr(build, "run_from_base", fake)
+    return used
+
+
+async def never(**_: Any) -> None:
+    raise AssertionError("packages were fetched")
+
+
+async def test_another_guest_tree_takes_the_packages_that_are_there(
+    tmp_path: Path, bootstrap: Any, from_base: list[Path]
+) -> None:
+    first = await make(tmp_path)
+    bootstrap(never)
+    second = await build_image(REQUEST, tmp_path, silent, tree={"/usr/bin/tool": (0o755, b"newer")})
+    assert second.key != first.key and len(from_base) == 1
+    assert second.kernel.read_bytes() == b"kernel"
+    assert not (second.directory / "base.tar.zst").exists()
+
+
+async def test_other_packages_are_fetched(tmp_path: Path, bootstrap: Any, from_base: list[Path]) -> None:
+    await make(tmp_path)
+    await build_image(replace(REQUEST, include=("hello",)), tmp_path, silent, tree=TREE)
+    assert from_base == []
+    assert len(list((tmp_path / "bases").iterdir())) == 2
+
+
+@pytest.mark.parametrize("harm", ["damaged", "old"])
+async def test_packages_that_are_damaged_or_old_are_fetched_anew(
+    tmp_path: Path, from_base: list[Path], harm: str
+) -> None:
+    await make(tmp_path)
+    (base,) = (tmp_path / "bases").iterdir()
+    if harm == "damaged":
+        base.write_bytes(b"x")
+    else:
+        os.utime(base, (1e9, 1e9))
+    image = await build_image(REQUEST, tmp_path, silent, tree={})
+    assert image.disk.exists() and base.read_bytes() == b"packages"
+    assert len(from_base) == (1 if harm == "damaged" else 0)
+    assert sorted(path.name for path in image.directory.iterdir()) == [
+        "initrd",
+        "manifest.json",
+        "root.qcow2",
+        "vmlinuz",
+    ]
+
+
+async def test_again_means_packages_too(tmp_path: Path, from_base: list[Path]) -> None:
+    await make(tmp_path)
+    await build_image(REQUEST, tmp_path, silent, tree=TREE, again=True)
+    assert from_base == []
+
+
+async def test_only_the_newest_packages_are_kept(tmp_path: Path, from_base: list[Path]) -> None:
+    for package in "abcde":
+        await build_image(replace(REQUEST, include=(package,)), tmp_path, silent, tree=TREE)
+    assert len(list((tmp_path / "bases").iterdir())) == KEPT
 
 
 async def test_an_image_may_be_built_again_in_its_place(tmp_path: Path, bootstrap: Any) -> None:
