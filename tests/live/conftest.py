@@ -8,6 +8,7 @@ is built (images, fork points) stays in the cache, keyed by what it was made fro
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -25,6 +26,9 @@ import pytest
 
 from cloison.layout import Layout
 
+# A runner that starts us in the background lets us inherit an ignored Ctrl-C, and so would every command tested here.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 CLOISON = str(Path(sys.executable).with_name("cloison"))
 TEMPLATE = "debian-13"
 DISPOSABLE_TEMPLATE = "default-dvm"
@@ -33,6 +37,7 @@ BUILD_LIMIT_S = 1200
 COMMAND_LIMIT_S = 120
 LOG_TAIL_LINES = 60
 IMAGES_KEPT = 4
+QUBE_NUMBERS = itertools.count(1)
 
 
 @dataclass
@@ -192,7 +197,8 @@ def new_qube(system: LiveSystem) -> Iterator[Callable[..., str]]:
     made: list[str] = []
 
     def make(*options: str, label: str = "blue") -> str:
-        name = f"q{os.getpid() % 1000}-{time.monotonic_ns() // 1_000_000 % 10_000_000}"
+        # What tells them apart comes first: a process is known by 15 characters.
+        name = f"q{next(QUBE_NUMBERS)}-{os.getpid() % 1000}-{time.monotonic_ns() // 1_000_000 % 10_000_000}"
         system.cloison("create", "--template", TEMPLATE, "--label", label, *options, name)
         made.append(name)
         return name
