@@ -12,6 +12,7 @@ from cloison.errors import BadPropertyValue, QubeInUse, QubeNotHalted, StorageNo
 from cloison.model.classes import Klass
 from cloison.model.inventory import Inventory
 from cloison.model.names import QubeName
+from cloison.model.network import find_loop
 from cloison.model.properties import Mode, Property, properties_of
 from cloison.model.qube import Qube
 from cloison.model.values import PropertyType, Value
@@ -115,8 +116,11 @@ def _check_provides_network(inventory: Inventory, value: Value) -> None:
 
 
 def _check_no_loop(inventory: Inventory, qube: Qube, value: Value) -> None:
-    if isinstance(value, str) and any(step.name == qube.name for step in inventory.chain(value, "netvm")):
-        raise BadPropertyValue(f"{qube.name} cannot reach the network through {value}, which reaches it through it")
+    if isinstance(value, str) and (loop := find_loop(inventory, qube.name, value)):
+        raise BadPropertyValue(
+            f"{qube.name} cannot reach the network through {value}: that would be the loop {' -> '.join(loop)}",
+            hint="choose a netvm whose own way out does not lead through this qube",
+        )
 
 
 def _check_netvm(inventory: Inventory, qube: Qube, value: Value, _running: frozenset[QubeName]) -> None:
