@@ -41,8 +41,8 @@ def test_a_build_under_a_name_that_is_taken_or_bad_is_refused_at_once(system: Li
 
 @pytest.mark.parametrize("way", ["Ctrl-C", "the daemon is killed"])
 def test_a_build_that_is_cut_short_leaves_nothing_and_can_be_repeated(system: LiveSystem, way: str) -> None:
-    # One more package makes it another image, so that a real build begins.
-    command = ("template", "build", "--include", "hello", NAME)
+    # Forced, so that a real build begins; one more package makes it another image than the one in use.
+    command = ("template", "build", "--force", "--include", "hello", NAME)
     build = system.start(*command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     wait_until(lambda: bool(building(system)) and bool(builders(system)), 60, "the build to be under way")
     time.sleep(1)

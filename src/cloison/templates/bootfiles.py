@@ -89,7 +89,8 @@ async def _debugfs(image: Path, request: str, limit_bytes: int) -> bytes:
     except FileNotFoundError as error:
         raise BackendFailed("the program bwrap is missing", hint="sudo apt install bubblewrap") from error
     try:
-        return await asyncio.wait_for(_read_all(process, limit_bytes), TIMEOUT_S)
+        async with asyncio.timeout(TIMEOUT_S):
+            return await _read_all(process, limit_bytes)
     except TimeoutError as error:
         raise BackendFailed(f"the template's file system could not be read within {TIMEOUT_S:.0f} s") from error
     finally:

@@ -200,7 +200,8 @@ async def _follow(process: asyncio.subprocess.Process, progress: Progress) -> de
     progress(state.what, state.fraction)
     while True:
         try:
-            raw = await asyncio.wait_for(process.stdout.readline(), SILENCE_TIMEOUT_S)
+            async with asyncio.timeout(SILENCE_TIMEOUT_S):  # wait_for of Python 3.11 can lose a cancellation
+                raw = await process.stdout.readline()
         except TimeoutError as error:
             raise BackendFailed(
                 f"the template build said nothing for {SILENCE_TIMEOUT_S:.0f} s; last: {log[-1] if log else 'nothing'}",

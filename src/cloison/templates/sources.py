@@ -112,7 +112,8 @@ async def _ask_apt(*command: str) -> str:
             hint="templates are built on Debian or Ubuntu hosts",
         ) from error
     try:
-        out, err = await asyncio.wait_for(process.communicate(), timeout=60)
+        async with asyncio.timeout(60):
+            out, err = await process.communicate()
     except TimeoutError as error:
         process.kill()
         raise BackendFailed(f"{command[0]} did not answer within 60 s") from error

@@ -108,7 +108,8 @@ async def _run(verb: str, chain: Chain, *arguments: str) -> tuple[int, str]:
         except FileNotFoundError as error:
             raise BackendFailed("the program qemu-img is missing", hint="sudo apt install qemu-utils") from error
         try:
-            _, said = await asyncio.wait_for(process.communicate(), TIMEOUT_S)
+            async with asyncio.timeout(TIMEOUT_S):
+                _, said = await process.communicate()
         except TimeoutError as error:
             raise BackendFailed(f"qemu-img {verb} did not end within {TIMEOUT_S:.0f} s") from error
         finally:
