@@ -11,6 +11,7 @@ from cloison_agent import disks, udev, users
 from cloison_agent.agent import Agent, Answer, ControlVerb
 from cloison_agent.identity import apply_identity, papers
 from cloison_agent.launch import Task, start_task
+from cloison_agent.network import network
 
 QUIET_CHECK_S = 1.0
 QUIET_SHARE = 0.06
@@ -95,7 +96,10 @@ def _when_quiet(agent: Agent, answer: Answer, before: tuple[int, int], calm: int
 
 VERBS: dict[str, ControlVerb] = {
     "configure": configure,
+    "downlinks": network.connect,
+    "network": network.configure,
     "prepare-freeze": prepare_freeze,
     "resize": grow_root,
+    "rules": network.load_rules,
     "shutdown": shutdown,
 }

@@ -1,0 +1,212 @@
+"""The qube's network as dom0 wishes it: its own way out, and, in a netvm, its clients' links.
+
+Cards come and go while the qube runs; they are found by their hardware address when the kernel tells of them. What the
+messages mean is said in ``cloison.wire.network``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any
+
+from cloison.wire.network import Downlink, Downlinks, Uplink, parse_downlinks, parse_rules, parse_uplink
+from cloison_agent import firewall
+from cloison_agent.agent import Agent, Answer
+from cloison_agent.loop import READ
+from cloison_agent.netlink import Card, Netlink
+
+CARD_TIMEOUT_S = 20.0
+"""Longest wait for cards that dom0 has plugged in: an emulated guest on a busy computer takes a second or two."""
+UPLINK_NAME = "eth0"
+RESOLV_CONF = "/etc/resolv.conf"
+SYSCTL = "/proc/sys/net"
+
+
+class Network:
+    """What this machine has been told, and the waits for cards."""
+
+    def __init__(self) -> None:
+        self._kernel: Netlink | None = None
+        self._told: Netlink | None = None
+        self._waiting: list[_Wait] = []
+        self._rules: dict[str, list[str]] = {}
+        self.downlinks: dict[str, Downlink] = {}
+
+    def kernel(self) -> Netlink:
+        if self._kernel is None:
+            self._kernel = Netlink()
+        return self._kernel
+
+    def configure(self, agent: Agent, fields: Mapping[str, Any], answer: Answer) -> None:
+        """``network``: answers when the card is there and set up."""
+        uplink = parse_uplink(fields)
+        if uplink is None:
+            _write(RESOLV_CONF, "")
+            answer()
+            return
+
+        def found(cards: Mapping[str, Card]) -> None:
+            if (card := cards.get(uplink.mac)) is None:
+                answer(error=f"no network card {uplink.mac} has appeared")
+            else:
+                answer(interface=set_up_uplink(self.kernel(), card, uplink))
+
+        self._await_cards(agent, frozenset({uplink.mac}), answer, found)
+
+    def connect(self, agent: Agent, fields: Mapping[str, Any], answer: Answer) -> None:
+        """``downlinks``: closes whatever is not named, then answers when all cards are there or late (``missing``)."""
+        wanted = parse_downlinks(fields)
+        gone = self.downlinks.keys() - {link.interface for link in wanted.links}
+        self.downlinks = {link.interface: link for link in wanted.links}
+        for interface in gone:
+            self._rules.pop(interface, None)
+        firewall.apply_links(wanted)
+        self._take_down(gone)
+
+        def found(cards: Mapping[str, Card]) -> None:
+            for link in wanted.links:
+                if (card := cards.get(link.mac)) is not None:
+                    set_up_downlink(self.kernel(), card, link, wanted)
+            _allow_forwarding(wanted)
+            answer(missing=" ".join(link.interface for link in wanted.links if link.mac not in cards))
+
+        self._await_cards(agent, frozenset(link.mac for link in wanted.links), answer, found)
+
+    def load_rules(self, agent: Agent, fields: Mapping[str, Any], answer: Answer) -> None:
+        """``rules``: the last part's answer says that they are in force."""
+        part = parse_rules(fields)
+        if part.interface not in self.downlinks:
+            answer(error=f"there is no link {part.interface}")
+            return
+        if part.first:
+            self._rules[part.interface] = []
+        kept = self._rules.setdefault(part.interface, [])
+        kept.append(part.text)
+        if part.last:
+            firewall.load_rules(self.downlinks[part.interface], "".join(self._rules.pop(part.interface)))
+        answer()
+
+    def _take_down(self, interfaces: set[str]) -> None:
+        if interfaces:
+            for card in self.kernel().cards():
+                if card.name in interfaces:
+                    with suppress(OSError):  # it may be gone by now
+                        self.kernel().set_link(card.number, up=False)
+
+    def _await_cards(
+        self, agent: Agent, macs: frozenset[str], answer: Answer, found: Callable[[Mapping[str, Card]], None]
+    ) -> None:
+        """Call ``found`` with the cards by hardware address once all are there, or with those that are when it is
+        late."""
+        if self._told is None:
+            self._told = Netlink(follow_links=True)
+            agent.loop.add(self._told.fileno(), READ, lambda _: self._look())
+        wait = _Wait(macs, answer, found)
+        self._waiting.append(wait)
+        agent.loop.later(CARD_TIMEOUT_S, lambda: self._give_up(wait))
+        self._look()
+
+    def _look(self) -> None:
+        if self._told is not None:
+            self._told.drain()
+        if self._waiting:
+            cards = {card.mac: card for card in self.kernel().cards()}
+            for wait in [wait for wait in self._waiting if wait.macs <= cards.keys()]:
+                self._waiting.remove(wait)
+                wait.end(cards)
+
+    def _give_up(self, wait: _Wait) -> None:
+        if wait in self._waiting:
+            self._waiting.remove(wait)
+            wait.end({card.mac: card for card in self.kernel().cards()})
+
+
+class _Wait:
+    """A request that waits for cards."""
+
+    def __init__(self, macs: frozenset[str], answer: Answer, found: Callable[[Mapping[str, Card]], None]) -> None:
+        self.macs = macs
+        self._answer = answer
+        self._found = found
+
+    def end(self, cards: Mapping[str, Card]) -> None:
+        try:
+            self._found(cards)
+        except OSError as error:
+            self._answer(error=f"{error.filename or 'network'}: {error.strerror}")
+
+
+def set_up_uplink(kernel: Netlink, card: Card, uplink: Uplink) -> str:
+    """Addresses alone, the gateway reached directly: nothing else is on this cable. Returns the card's name."""
+    if card.name != UPLINK_NAME and not card.is_up:
+        with suppress(OSError):  # the name is taken by a card on its way out
+            kernel.set_link(card.number, name=UPLINK_NAME)
+            card = card._replace(name=UPLINK_NAME)
+    _set_ipv6(card.name, bool(uplink.ip6))
+    kernel.flush_addresses(card.number)
+    kernel.set_link(card.number, up=True, mtu=uplink.mtu)
+    for address, gateway, everything in (
+        (uplink.ip, uplink.gateway, "default4"),
+        (uplink.ip6, uplink.gateway6, "default6"),
+    ):
+        if address:
+            kernel.add_address(card.number, address)
+        if address and gateway:
+            if uplink.gateway_mac:
+                kernel.add_neighbour(card.number, gateway, uplink.gateway_mac)
+            kernel.add_route(card.number, gateway)
+            kernel.add_route(card.number, everything, gateway=gateway, source=address)
+    _write(RESOLV_CONF, "".join(f"nameserver {server}\n" for server in uplink.dns))
+    return card.name
+
+
+def set_up_downlink(kernel: Netlink, card: Card, link: Downlink, netvm: Downlinks) -> None:
+    """The client's cable: its address alone is at the other end."""
+    if card.name != link.interface:
+        if card.is_up:
+            kernel.set_link(card.number, up=False)
+        kernel.set_link(card.number, name=link.interface)
+    has_ip6 = bool(link.ip6 and netvm.gateway6)
+    _set_ipv6(link.interface, has_ip6)
+    _sysctl(f"ipv4/conf/{link.interface}/rp_filter", "1")
+    kernel.set_link(card.number, up=True, mtu=link.mtu)
+    for gateway, client in ((netvm.gateway, link.visible_ip), (netvm.gateway6, link.ip6 if has_ip6 else "")):
+        if gateway and client:
+            kernel.add_address(card.number, gateway)
+            kernel.add_neighbour(card.number, client, link.client_mac)
+            kernel.add_route(card.number, client, source=gateway)
+
+
+def _allow_forwarding(downlinks: Downlinks) -> None:
+    """After the firewall's own drop-all is in force."""
+    if downlinks.links:
+        _sysctl("ipv4/ip_forward", "1")
+        if any(link.ip6 for link in downlinks.links):
+            _sysctl("ipv6/conf/all/forwarding", "1")
+
+
+def _set_ipv6(interface: str, wanted: bool) -> None:
+    """Nobody on the cable may tell this machine its addresses or routes."""
+    directory = f"ipv6/conf/{interface}"
+    if os.path.isdir(f"{SYSCTL}/{directory}"):
+        _sysctl(f"{directory}/accept_ra", "0")
+        _sysctl(f"{directory}/autoconf", "0")
+        _sysctl(f"{directory}/disable_ipv6", "0" if wanted else "1")
+
+
+def _sysctl(name: str, value: str) -> None:
+    path = f"{SYSCTL}/{name}"
+    with open(path) as file:
+        if file.read().strip() == value:
+            return
+    _write(path, value)
+
+
+def _write(path: str, text: str) -> None:
+    with open(path, "w") as file:
+        file.write(text)
+
+
+network = Network()
