@@ -156,7 +156,7 @@ async def built(layout: Layout) -> AsyncIterator[House]:
         dom0 = Dom0Services(layout.services, builtins, stdin_bytes=limits.builtin_stdin_bytes)
         audit = JsonLines(layout.audit)
         stack.callback(audit.close)
-        broker = Broker(targets, policy, audit, dom0, limits=limits)
+        broker = Broker(targets, policy, audit, dom0, limits=limits, policy_hash=lambda: policy.digest)
         connector.on_call, connector.on_gone = broker.on_call, broker.on_gone
 
         await books.volumes.sweep()

@@ -36,6 +36,11 @@ class PolicySource:
             self._read()
         return self._current
 
+    @property
+    def digest(self) -> str:
+        """Of the policy that was read last: the one by which the last call was decided."""
+        return self._current.digest
+
     def evaluate(self, system: SystemInfo, request: Request) -> Verdict:
         return evaluate(self.current(), system, request)
 

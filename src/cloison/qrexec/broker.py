@@ -129,7 +129,9 @@ _DOM0_RULE = RulePlace("dom0", 0)
 
 
 class Broker:
-    """See the module. ``clock``: seconds since the epoch, for people; durations use the loop's clock."""
+    """See the module. ``clock``: seconds since the epoch, for people; durations use the loop's clock.
+
+    ``policy_hash``: of the set that the last verdict came from, for the record."""
 
     def __init__(
         self,
@@ -142,6 +144,7 @@ class Broker:
         limits: Limits | None = None,
         tell: Callable[[CallEvent], None] = lambda event: None,
         clock: Callable[[], float] = time.time,
+        policy_hash: Callable[[], str] = lambda: "",
     ) -> None:
         self._targets = targets
         self._policy = policy
@@ -151,6 +154,7 @@ class Broker:
         self._limits = limits or Limits()
         self._tell = tell
         self._clock = clock
+        self._policy_hash = policy_hash
         self._calls: dict[int, _Running] = {}
         self._asked: dict[tuple[CallLink, int], _Running] = {}
         self._next_id = 1
@@ -246,6 +250,9 @@ class Broker:
         if isinstance(verdict, Ask):
             running.view = replace(running.view, state=CallState.ASKING, rule=str(verdict.rule))
             verdict = await self._resolve(verdict, request)
+            running.view = replace(running.view, target=verdict.target if isinstance(verdict, Allow) else "")
+            answer = "deny" if isinstance(verdict, Deny) else "allow"
+            self._record(running, "answered", kind="prompt", verdict=answer, reason=verdict.reason, who="user")
         running.view = replace(running.view, rule=str(verdict.rule or ""))
         if isinstance(verdict, Deny):
             if self._repeats.may_write(running.view.source):
@@ -444,9 +451,10 @@ class Broker:
     def _record(self, running: _Running, event: str, **more: AuditValue) -> None:
         """An audit line; raises Refused if it cannot be kept, because then nothing may be done."""
         view = running.view
-        record: dict[str, AuditValue] = {"event": event, "call": view.id, "source": view.source,
-                                         "requested_target": view.requested_target, "service": view.service,
-                                         "target": view.target, "user": view.user, "rule": view.rule}  # fmt: skip
+        record: dict[str, AuditValue] = {"event": event, "call": view.id, "policy": self._policy_hash(),
+                                         "source": view.source, "requested_target": view.requested_target,
+                                         "service": view.service, "target": view.target, "user": view.user,
+                                         "rule": view.rule}  # fmt: skip
         try:
             self._audit.write(record | more)
         except OSError as error:
