@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 import sys
 
@@ -25,6 +26,11 @@ from cloison_agent import syscalls
 
 READ_BYTES = 1 << 17
 INCOMING = "QubesIncoming"
+LIMITS = ("/etc/qubes/filecopy.conf", "/rw/config/filecopy.conf")
+"""Lines ``max-bytes = N`` and ``max-files = N``, for one copy; 0 = none. The later file goes before."""
+MAX_FILES = 1_000_000
+SPARE_BYTES, SPARE_FILES = 16 << 20, 1000
+"""A copy never fills the disk to the brim: the qube's owner must still be able to work in it."""
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -36,9 +42,18 @@ def receive_files(argument: str) -> int:
     source = os.environ.get("QREXEC_REMOTE_DOMAIN", "")
     if not source or "/" in source or source.startswith("."):
         return 1
-    decoder = QfileDecoder(allow_all_names=argument == ALLOW_ALL_NAMES)
+    crc32, last_name = 0, b""
     try:
-        _receive(decoder, Unpacker(_confine(_open_incoming(source))))
+        incoming = _open_incoming(source)
+        max_bytes, max_files = find_limits(incoming)
+        allow_all = argument == ALLOW_ALL_NAMES
+        decoder = QfileDecoder(allow_all_names=allow_all, max_bytes=max_bytes, max_files=max_files)
+        unpacker = Unpacker(_confine(incoming))
+        try:
+            _receive(decoder, unpacker)
+        finally:
+            unpacker.abandon()
+            crc32, last_name = decoder.crc32, decoder.last_name
         code = 0
     except QfileRefused as refused:
         if refused.code is None:
@@ -46,8 +61,30 @@ def receive_files(argument: str) -> int:
         code = refused.code
     except OSError as error:
         code = error.errno or errno.EIO
-    _write_all(1, encode_result(Result(code, decoder.crc32, decoder.last_name)))
+    _write_all(1, encode_result(Result(code, crc32, last_name)))
     return code & 255
+
+
+def find_limits(directory: int, paths: tuple[str, ...] = LIMITS) -> tuple[int, int]:
+    """Bytes and files that one copy may bring: what the configuration says, and never more than the disk has left."""
+    limits = {"max-bytes": 0, "max-files": MAX_FILES}
+    for path in paths:
+        try:
+            with open(path, encoding="utf-8", errors="replace") as file:
+                text = file.read(65536)
+        except OSError:
+            continue
+        for key, value in re.findall(r"^(max-bytes|max-files)[ \t]*=[ \t]*([0-9]{1,18})[ \t]*$", text, re.MULTILINE):
+            limits[key] = int(value)
+    disk = os.fstatvfs(directory)
+    free_bytes = max(1, disk.f_bavail * disk.f_frsize - SPARE_BYTES)
+    free_files = max(1, disk.f_favail - SPARE_FILES) if disk.f_files else 0
+    return _smaller(limits["max-bytes"], free_bytes), _smaller(limits["max-files"], free_files)
+
+
+def _smaller(one: int, other: int) -> int:
+    """Of two limits of which 0 is none."""
+    return min(one or other, other or one)
 
 
 def _open_incoming(source: str) -> int:
@@ -91,7 +128,8 @@ class Unpacker:
         self._top = top
         self._file = -1
         self._entry: Entry | None = None
-        self._begun: set[bytes] = set()
+        self._begun: list[bytes] = []
+        """The directories that we are inside of, each in the one before: never more than a name has parts."""
         self._parent: tuple[bytes, int] = (b"", top)
         self._unnamed = _can_link_open_files(top)
 
@@ -108,6 +146,18 @@ class Unpacker:
             os.symlink(event.target, _last(event.name), dir_fd=self._open_parent(event.name))
         else:
             self._begin_file(event)
+
+    def abandon(self) -> None:
+        """Nothing more comes: a file that is not whole goes away (one without a name does so by itself)."""
+        if self._file < 0:
+            return
+        os.close(self._file)
+        self._file = -1
+        if not self._unnamed and self._entry is not None:
+            try:
+                os.unlink(_last(self._entry.name), dir_fd=self._open_parent(self._entry.name))
+            except OSError:
+                return
 
     def _open_parent(self, name: bytes) -> int:
         """Descriptor of the directory that holds ``name``: each step without following links. One is remembered."""
@@ -155,15 +205,17 @@ class Unpacker:
     def _take_directory(self, entry: Entry) -> None:
         """Comes twice: it is made before its contents, and gets its mode and times after them."""
         parent = self._open_parent(entry.name)
-        if entry.name not in self._begun:
-            self._begun.add(entry.name)
+        while self._begun and self._begun[-1] != entry.name and not entry.name.startswith(self._begun[-1] + b"/"):
+            self._begun.pop()
+        if not self._begun or self._begun[-1] != entry.name:
+            self._begun.append(entry.name)
             try:
                 os.mkdir(_last(entry.name), 0o700, dir_fd=parent)
             except FileExistsError:
                 pass
             os.close(os.open(_last(entry.name), _DIRECTORY, dir_fd=parent))
             return
-        self._begun.discard(entry.name)
+        self._begun.pop()
         fd = os.open(_last(entry.name), _DIRECTORY, dir_fd=parent)
         try:
             _apply(entry, fd)

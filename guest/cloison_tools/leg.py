@@ -27,7 +27,7 @@ class Leg:
         pairs = ",".join(f'"{key}":"{value}"' for key, value in fields if value)
         return _frame(_CALL, f"{{{pairs}}}".encode())
 
-    def stdin(self, data: bytes) -> bytes:
+    def stdin(self, data: "bytes | memoryview") -> bytes:
         """One frame of stdin; empty = its end."""
         self.window -= len(data)
         return _frame(STDIN, data)
@@ -64,5 +64,5 @@ def exit_code(payload: bytes) -> int:
     return code if 0 <= code <= 255 else 255
 
 
-def _frame(kind: int, payload: bytes) -> bytes:
+def _frame(kind: int, payload: "bytes | memoryview") -> bytes:
     return HEADER.pack(len(payload), SESSION, kind) + payload

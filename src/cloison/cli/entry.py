@@ -21,7 +21,7 @@ from cloison.cli.session import Session
 from cloison.errors import CloisonError
 
 SECTIONS: dict[str, tuple[str, ...]] = {
-    "Use qubes": ("run", "list", "start", "shutdown", "restart", "kill", "pause", "unpause", "console"),
+    "Use qubes": ("run", "copy", "list", "start", "shutdown", "restart", "kill", "pause", "unpause", "console"),
     "Make and change qubes": (
         "create",
         "clone",

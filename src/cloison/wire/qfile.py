@@ -118,6 +118,7 @@ class QfileDecoder:
         self._max_bytes, self._max_files = max_bytes, max_files
         self._bytes = self._files = 0
         self._rest = b""
+        self._position = 0
         self._needed = HEADER.size
         self._header: tuple[int, ...] | None = None
         self._link: Entry | None = None
@@ -128,24 +129,31 @@ class QfileDecoder:
         if self._rest:
             data = self._rest + data
             self._rest = b""
-        view, position, end = memoryview(data), 0, len(data)
+        view, end = memoryview(data), len(data)
+        self._position = 0
         events: list[Entry | Content | End] = []
-        while not self.ended:
-            if self._left:
-                if position == end:
-                    return events
-                piece = view[position : position + self._left]
-                self._left -= len(piece)
-                position += self._count(piece)
-                events.append(Content(piece, not self._left))
-                continue
-            if end - position < self._needed:
-                self._rest = bytes(view[position:])
-                return events
-            piece = view[position : position + self._needed]
-            position += self._count(piece)
-            if event := self._take(bytes(piece)):
-                events.append(event)
+        try:
+            while not self.ended:
+                position = self._position
+                if self._left:
+                    if position == end:
+                        break
+                    piece = view[position : position + self._left]
+                    self._left -= len(piece)
+                    self._position = position + len(piece)
+                    events.append(Content(piece, not self._left))
+                    continue
+                if end - position < self._needed:
+                    self._rest = data[position:]
+                    break
+                self._position = position + self._needed
+                if event := self._take(data[position : self._position]):
+                    events.append(event)
+        finally:
+            # One sum over all that was taken: small entries are many.
+            self.crc32 = zlib.crc32(view[: self._position], self.crc32)
+        if self.ended:
+            events[-1] = End(self.crc32)
         return events
 
     def receive_eof(self) -> None:
@@ -153,10 +161,6 @@ class QfileDecoder:
         if not self.ended:
             inside = self._rest or self._left or self._header is not None or self._link is not None
             raise QfileRefused(TRUNCATED if inside else errno.EREMOTEIO, self.last_name)
-
-    def _count(self, piece: memoryview) -> int:
-        self.crc32 = zlib.crc32(piece, self.crc32)
-        return len(piece)
 
     def _take(self, piece: bytes) -> Entry | Content | End | None:
         """A whole header, name or symlink target has come."""

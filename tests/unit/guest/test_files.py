@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from cloison.wire.qfile import END, Entry, Result, encode_entry, parse_result
-from cloison_tools.sending import Packer
+from cloison.wire.qfile import END, HEADER, Content, Entry, Result, encode_entry, parse_result
+from cloison_agent.receiving import Unpacker, find_limits
+from cloison_tools.packing import CannotSend, Packer, Survey, last_name
 
 ROOT = Path(__file__).resolve().parents[3]
 FILE, DIRECTORY, LINK = stat.S_IFREG | 0o644, stat.S_IFDIR | 0o755, stat.S_IFLNK | 0o777
@@ -38,22 +39,8 @@ def receive(home: Path, stream: bytes, argument: str = "", source: str = "work")
 
 
 def pack(paths: Sequence[Path]) -> bytes:
-    """The stream that the sender makes of the paths; it gets no answer."""
-    stream_read, stream_write = os.pipe()
-    answer_read, answer_write = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        for fd in (stream_read, answer_write, 2):
-            os.close(fd)
-        Packer(stream_write, answer_read).pack([os.fsencode(path) for path in paths])
-        os._exit(0)
-    for fd in (stream_write, answer_read):
-        os.close(fd)
-    with os.fdopen(stream_read, "rb") as file:
-        data = file.read()
-    os.close(answer_write)
-    os.waitpid(pid, 0)
-    return data
+    """The stream that the sender makes of the paths."""
+    return b"".join(Packer().pieces([os.fsencode(path) for path in paths]))
 
 
 def test_a_tree_arrives_with_modes_times_and_links(tmp_path: Path) -> None:
@@ -143,3 +130,115 @@ def test_an_incoming_directory_that_is_a_link_is_not_followed(tmp_path: Path) ->
     result = receive(home, encode_entry(Entry(b"f", FILE)) + END)
     assert result is not None and result.code != 0
     assert list(elsewhere.iterdir()) == []
+
+
+def test_a_name_is_told_before_and_after_what_is_inside_it(tmp_path: Path) -> None:
+    os.chdir(tmp_path)
+    for _ in range(1200):  # deeper than Python's stack
+        os.mkdir("d")
+        os.chdir("d")
+    os.chdir("/")
+    stream = b"".join(Packer().pieces([os.fsencode(tmp_path / "d")]))
+    home = tmp_path / "home"
+    home.mkdir()
+    result = receive(home, stream)
+    assert result is not None and result.code == 0
+
+
+def test_what_changes_while_it_is_read_ends_the_stream(tmp_path: Path) -> None:
+    path = tmp_path / "shrinks"
+    path.write_bytes(bytes(1 << 20))
+    pieces = Packer().pieces([os.fsencode(path)])
+    next(pieces)
+    path.write_bytes(b"")
+    with pytest.raises(CannotSend, match="shorter"):
+        list(pieces)
+    link = tmp_path / "link"
+    os.symlink("/etc/passwd", link)
+    assert HEADER.unpack(b"".join(Packer().pieces([os.fsencode(link)]))[:32])[1] == stat.S_IFLNK | 0o777
+
+
+def test_a_survey_counts_and_finds_what_is_odd(tmp_path: Path) -> None:
+    (tmp_path / "t" / "sub").mkdir(parents=True)
+    (tmp_path / "t" / "file").write_bytes(bytes(1000))
+    (tmp_path / "t" / "sub" / "שם").write_bytes(bytes(24))
+    os.symlink("zu\nhause", tmp_path / "t" / "link")
+    os.mkfifo(tmp_path / "t" / "sub" / "fifo")
+    found = Survey([os.fsencode(tmp_path / "t")])
+    assert found.total_bytes == 1024
+    assert sorted(found.names) == [b"zu\nhause", "שם".encode()]
+    assert found.odd == [os.fsencode(tmp_path / "t" / "sub" / "fifo")]
+    assert [last_name(name) for name in (b"/", os.fsencode(tmp_path / "t" / "."), b"a/b")] == [b"root", b"t", b"b"]
+
+
+@pytest.mark.parametrize(
+    ("header", "code"),
+    [
+        (HEADER.pack(2, FILE, 2**62, 0, 0, 0, 0) + b"f\0", errno.EDQUOT),
+        (HEADER.pack(2, FILE, 2**64 - 1, 0, 0, 0, 0) + b"f\0", errno.EDQUOT),
+        (HEADER.pack(2**32 - 1, FILE, 0, 0, 0, 0, 0), errno.ENAMETOOLONG),
+        (HEADER.pack(16384, FILE, 0, 0, 0, 0, 0), errno.ENAMETOOLONG),
+        (HEADER.pack(2, FILE, 0, 0, 10**9, 0, 0) + b"f\0", None),
+        (HEADER.pack(2, FILE, 0, 0, 0, 0, 2**32 - 1) + b"f\0", None),
+        (HEADER.pack(2, FILE, 0, 0, 0, 0, 0) + b"ff", errno.EILSEQ),
+        (HEADER.pack(4, FILE, 0, 0, 0, 0, 0) + b"a\0b\0", errno.EILSEQ),
+        (HEADER.pack(4, FILE, 0, 0, 0, 0, 0) + b"a\nb\0", errno.EILSEQ),
+        (HEADER.pack(6, FILE, 0, 0, 0, 0, 0) + "a\u202eb\0".encode(), errno.EILSEQ),
+        (HEADER.pack(5, FILE, 0, 0, 0, 0, 0) + b"a\x1b[m\0", errno.EILSEQ),
+        (HEADER.pack(2, LINK, 2**40, 0, 0, 0, 0) + b"f\0", errno.EDQUOT),
+        (HEADER.pack(2, LINK, 16384, 0, 0, 0, 0) + b"f\0", errno.ENAMETOOLONG),
+        (HEADER.pack(2, 0, 0, 0, 0, 0, 0) + b"f\0", errno.EINVAL),
+        (HEADER.pack(2, stat.S_IFSOCK, 0, 0, 0, 0, 0) + b"f\0", errno.EINVAL),
+        (b"", errno.EREMOTEIO),
+        (b"\1", 31415926),
+    ],
+)
+def test_absurd_headers_are_answered_with_the_right_number(tmp_path: Path, header: bytes, code: int | None) -> None:
+    result = receive(tmp_path, header)
+    assert (result and result.code) == code
+    assert [path for path in tmp_path.rglob("*") if not path.is_dir()] == []
+
+
+def test_one_copy_has_its_limits(tmp_path: Path) -> None:
+    settings = tmp_path / "filecopy.conf"
+    directory = os.open(tmp_path, os.O_RDONLY)
+    _, files = find_limits(directory, (str(settings),))
+    assert 0 < files <= 1_000_000
+    settings.write_text("# mine\nmax-bytes = 1000\nmax-files=3\nmax-bytes = lots\n")
+    assert find_limits(directory, (str(settings),)) == (1000, 3)
+    settings.write_text("max-bytes = 0\n")
+    free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
+    assert 0 < find_limits(directory, (str(settings),))[0] < free
+    os.close(directory)
+
+
+def test_a_directory_that_is_swapped_for_a_link_leads_nowhere(tmp_path: Path) -> None:
+    """The user's own programs may be anything: the receiver holds on to directories, not to their names."""
+    elsewhere, top = tmp_path / "elsewhere", tmp_path / "top"
+    elsewhere.mkdir()
+    top.mkdir()
+    unpacker = Unpacker(os.open(top, os.O_RDONLY | os.O_DIRECTORY))
+    unpacker.take(Entry(b"d", DIRECTORY))
+    unpacker.take(Entry(b"d/e", DIRECTORY))
+    unpacker.take(Entry(b"d/e/f", FILE, 1))
+    (top / "d").rename(top / "old")
+    os.symlink(elsewhere, top / "d")
+    unpacker.take(Content(b"x", True))
+    with pytest.raises(OSError) as error:
+        unpacker.take(Entry(b"d/g", FILE, 0))
+    assert error.value.errno == errno.ENOTDIR
+    unpacker.abandon()
+    assert list(elsewhere.iterdir()) == []
+    assert (top / "old" / "e" / "f").read_bytes() == b"x"
+
+
+def test_where_files_need_names_at_once_an_unfinished_one_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cloison_agent.receiving._can_link_open_files", lambda _: False)
+    unpacker = Unpacker(os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY))
+    unpacker.take(Entry(b"half", FILE, 10))
+    unpacker.take(Content(b"x", False))
+    assert stat.S_IMODE((tmp_path / "half").stat().st_mode) == 0
+    unpacker.abandon()
+    assert list(tmp_path.iterdir()) == []

@@ -16,10 +16,12 @@ from cloison.errors import CloisonError
 PROGRAMS = {
     "qvm-check": "check",
     "qvm-clone": "clone",
+    "qvm-copy-to-vm": "copying",
     "qvm-create": "create",
     "qvm-features": "features",
     "qvm-kill": "power",
     "qvm-ls": "ls",
+    "qvm-move-to-vm": "copying",
     "qvm-pause": "power",
     "qvm-prefs": "prefs",
     "qvm-remove": "remove",
