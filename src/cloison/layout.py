@@ -68,6 +68,11 @@ class Layout:
         return self.config / "rpc-policy"
 
     @property
+    def limits(self) -> Path:
+        """How much qubes may ask for: ``*.limits`` files; the directory may be missing."""
+        return self.config / "limits.d"
+
+    @property
     def services(self) -> Path:
         """Executables that serve calls to dom0."""
         return self.config / "rpc"

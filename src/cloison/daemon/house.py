@@ -45,6 +45,7 @@ from cloison.model.classes import Klass
 from cloison.model.names import QubeName
 from cloison.model.qube import Pool
 from cloison.policy import PolicySource, install_defaults
+from cloison.policy.limits import LimitSource
 from cloison.qrexec.audit import JsonLines
 from cloison.qrexec.broker import Broker
 from cloison.qrexec.dom0 import Dom0Services
@@ -156,7 +157,10 @@ async def built(layout: Layout) -> AsyncIterator[House]:
         dom0 = Dom0Services(layout.services, builtins, stdin_bytes=limits.builtin_stdin_bytes)
         audit = JsonLines(layout.audit)
         stack.callback(audit.close)
-        broker = Broker(targets, policy, audit, dom0, limits=limits, policy_hash=lambda: policy.digest)
+        broker = Broker(
+            targets, policy, audit, dom0, limits=limits, limit_rules=LimitSource(layout.limits),
+            policy_hash=lambda: policy.digest,
+        )  # fmt: skip
         connector.on_call, connector.on_gone = broker.on_call, broker.on_gone
 
         await books.volumes.sweep()

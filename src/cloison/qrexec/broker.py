@@ -14,10 +14,9 @@ import contextlib
 import logging
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
-from enum import Enum
-from typing import Any, assert_never
+from typing import Any, NoReturn, assert_never
 
 from cloison.errors import BadRequest, CloisonError, NotNow, QubeNotFound, QubeNotRunning, Refused
 from cloison.model.names import DOM0, QubeName
@@ -33,10 +32,15 @@ from cloison.policy import (
     requested_target,
     resolve_ask,
 )
+from cloison.policy.limits import Held, Kind, LimitedCall
+from cloison.policy.verdicts import Cause
+from cloison.qrexec.calls import CallAllowed, CallEnded, CallEvent, CallRefused, CallState, CallView
 from cloison.qrexec.dom0 import Dom0Services
+from cloison.qrexec.limits import BuiltInLimits, LimitBook, LimitDoor, Watchdog
 from cloison.qrexec.pace import Repeats
 from cloison.qrexec.packets import Closing
 from cloison.qrexec.ports import (
+    Answer,
     Asker,
     AuditSink,
     AuditValue,
@@ -48,63 +52,13 @@ from cloison.qrexec.ports import (
     Targets,
     refuse_all,
 )
+from cloison.qrexec.revocation import why_ended
 from cloison.wire.messages import Call, Open
 
 log = logging.getLogger(__name__)
 
 DISPOSABLE = "@dispvm"
 DISPOSABLE_PREFIX = "@dispvm:"
-
-
-class CallState(Enum):
-    DECIDING = "deciding"
-    ASKING = "asking"
-    PREPARING = "preparing"
-    RUNNING = "running"
-
-
-@dataclass(frozen=True)
-class CallView:
-    """One call as people may see it. ``target`` is empty until it is known."""
-
-    id: int
-    source: str
-    requested_target: str
-    service: str
-    target: str
-    user: str
-    rule: str
-    state: CallState
-    started_at: float
-    stdin_bytes: int = 0
-    stdout_bytes: int = 0
-    stderr_bytes: int = 0
-
-
-@dataclass(frozen=True)
-class CallAllowed:
-    call: CallView
-    notify: bool
-
-
-@dataclass(frozen=True)
-class CallRefused:
-    """``failed``: it was allowed, but could not be carried out."""
-
-    call: CallView
-    reason: str
-    notify: bool
-    failed: bool = False
-
-
-@dataclass(frozen=True)
-class CallEnded:
-    call: CallView
-    exit_code: int | None
-    reason: str
-
-
-CallEvent = CallAllowed | CallRefused | CallEnded
 
 
 @dataclass
@@ -118,6 +72,12 @@ class _Running:
     joined: bool = False
     since: float = field(default_factory=time.monotonic)
     """For durations: the clock for people may jump."""
+    request: Request | None = None
+    granted: Allow | None = None
+    was_asked: bool = False
+    held: Mapping[Kind, Held] = field(default_factory=dict)
+    end_reason: str = ""
+    """Why it was ended from here, for the record: guests are told less."""
 
 
 class _Recorded(Refused):
@@ -142,6 +102,7 @@ class Broker:
         *,
         ask: Asker = refuse_all,
         limits: Limits | None = None,
+        limit_rules: LimitDoor | None = None,
         tell: Callable[[CallEvent], None] = lambda event: None,
         clock: Callable[[], float] = time.time,
         policy_hash: Callable[[], str] = lambda: "",
@@ -159,6 +120,8 @@ class Broker:
         self._asked: dict[tuple[CallLink, int], _Running] = {}
         self._next_id = 1
         self._repeats = Repeats(self._record_repeats)
+        self._book = LimitBook(limit_rules or BuiltInLimits(), time.monotonic)
+        self._watchdog = Watchdog(self.calls, self._outgrown)
 
     # What relays report
 
@@ -197,17 +160,40 @@ class Broker:
             views.append(running.view)
         return views
 
-    def kill(self, call_id: int, reason: str = "ended by the user") -> bool:
-        """End a call now, at both ends; False if there is none of that number."""
+    def kill(self, call_id: int, reason: str = "ended by the user", *, told: str = "") -> bool:
+        """End a call now, at both ends; False if there is none of that number. ``told``: what guests hear."""
         running = self._calls.get(call_id)
         if running is None:
             return False
+        running.end_reason = running.end_reason or reason
         if running.ends:
             for link, handle in running.ends:
-                link.end_call(handle, reason)
+                link.end_call(handle, told or reason)
         elif running.task is not None:
             running.task.cancel()
         return True
+
+    def _outgrown(self, call_id: int, reason: str) -> None:
+        self.kill(call_id, reason, told="it reached a limit")
+
+    def revoke(self, *, dry_run: bool = False) -> list[tuple[CallView, str]]:
+        """End the calls of qubes that the policy of now would not let in as they were; which, and why.
+
+        Raises Refused while the policy is broken: that is no reason to end anything.
+        """
+        system = self._targets.system_info()
+        ended = []
+        for running in list(self._calls.values()):
+            if running.request is None:
+                continue
+            now = self._evaluate(system, running.request)
+            if isinstance(now, Deny) and now.cause is Cause.BROKEN_POLICY:
+                raise Refused(f"{now.reason}; no call was ended")
+            if reason := why_ended(now, running.granted, was_asked=running.was_asked):
+                ended.append((running.view, reason))
+        for view, reason in [] if dry_run else ended:
+            self.kill(view.id, f"revoked: {reason}", told="it is no longer allowed")
+        return ended
 
     async def close(self) -> None:
         """End all calls and wait until their disposables are released and their last lines written."""
@@ -215,6 +201,7 @@ class Broker:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._watchdog.close()
         self._repeats.close()
 
     # Calls of qubes
@@ -244,23 +231,28 @@ class Broker:
         """Limits, verdict, question, audit line. Raises Refused."""
         self._check_limits(running)
         system = self._targets.system_info()
+        limited = LimitedCall.of(system, running.view.source, call.target, call.service)
+        running.held = self._book.admit(running.view.id, system, limited)
         service, _, argument = call.service.partition("+")
-        request = Request(running.view.source, call.target, service, "+" + argument, call.source or None)
+        request = running.request = Request(
+            running.view.source, call.target, service, "+" + argument, call.source or None
+        )
         verdict = self._evaluate(system, request)
+        answer = None
         if isinstance(verdict, Ask):
             running.view = replace(running.view, state=CallState.ASKING, rule=str(verdict.rule))
-            verdict = await self._resolve(verdict, request)
-            running.view = replace(running.view, target=verdict.target if isinstance(verdict, Allow) else "")
-            answer = "deny" if isinstance(verdict, Deny) else "allow"
-            self._record(running, "answered", kind="prompt", verdict=answer, reason=verdict.reason, who="user")
+            verdict, answer = await self._resolve(verdict, request)
+            if answer is not None:
+                said = "deny" if isinstance(verdict, Deny) else "allow"
+                chosen = verdict.target if isinstance(verdict, Allow) else ""
+                running.view = replace(running.view, target=chosen)
+                self._record(running, "answered", kind="prompt", verdict=said, reason=verdict.reason, who=answer.by)
         running.view = replace(running.view, rule=str(verdict.rule or ""))
         if isinstance(verdict, Deny):
-            if self._repeats.may_write(running.view.source):
-                self._record(running, "denied", reason=verdict.reason, cause=verdict.cause.value)
-            self._tell(CallRefused(running.view, verdict.reason, verdict.notify))
-            raise _Recorded(verdict.reason)
+            self._deny(running, verdict)
         if not isinstance(verdict, Allow):
             assert_never(verdict)
+        running.granted, running.was_asked = verdict, answer is not None
         running.view = replace(
             running.view,
             target=verdict.target,
@@ -272,6 +264,15 @@ class Broker:
         self._tell(CallAllowed(running.view, verdict.notify))
         return verdict
 
+    def _deny(self, running: _Running, verdict: Deny) -> NoReturn:
+        broken = verdict.cause is Cause.BROKEN_POLICY
+        if self._repeats.may_write(running.view.source):
+            self._record(running, "denied", reason=verdict.reason, cause=verdict.cause.value)
+            if broken:
+                log.error("%s of %s is refused: %s", running.view.service, running.view.source, verdict.reason)
+        self._tell(CallRefused(running.view, verdict.reason, verdict.notify or broken, cause=verdict.cause))
+        raise _Recorded(verdict.reason)
+
     def _evaluate(self, system: SystemInfo, request: Request) -> Verdict:
         try:
             return self._policy.evaluate(system, request)
@@ -280,17 +281,28 @@ class Broker:
             log.exception("the policy failed on %s", request)
             raise Refused(f"the policy failed: {type(error).__name__}") from error
 
-    async def _resolve(self, ask: Ask, request: Request) -> Allow | Deny:
+    async def _resolve(self, ask: Ask, request: Request) -> tuple[Allow | Deny, Answer | None]:
+        """The verdict after the question, and the answer if there was one."""
         try:
             async with asyncio.timeout(self._limits.ask_timeout_s):
-                chosen = await self._ask(ask, request)
+                answer = await self._ask(ask, request)
         except TimeoutError:
-            return refuse_ask(ask, "nobody answered in time")
+            return refuse_ask(ask, "nobody answered in time"), None
+        except Refused as error:
+            return refuse_ask(ask, error.message), None
         except Exception:
             # The named border: whatever asks people may fail, and then nobody said yes.
             log.exception("nobody could be asked about %s", request)
-            return refuse_ask(ask, "nobody could be asked")
-        return refuse_ask(ask, "denied by the user") if chosen is None else resolve_ask(ask, chosen)
+            return refuse_ask(ask, "nobody could be asked"), None
+        if answer.chosen is None:
+            return refuse_ask(ask, "denied by the user"), answer
+        granted = resolve_ask(ask, answer.chosen)
+        if isinstance(granted, Allow):
+            # People take their time: meanwhile the policy may have become another.
+            now = self._evaluate(self._targets.system_info(), request)
+            if reason := why_ended(now, granted, was_asked=True):
+                return refuse_ask(ask, f"the policy changed while the user was asked: {reason}"), answer
+        return granted, answer
 
     # Calls of dom0
 
@@ -376,12 +388,14 @@ class Broker:
         running.view = replace(running.view, state=CallState.RUNNING)
         if target is None:
             assert info is not None
-            closing = await self._dom0.serve(info, leg)
+            with self._watchdog.watching(running.view.id, running.held):
+                closing = await self._dom0.serve(info, leg)
         else:
             opened = target.open_call(request, leg, may_signal=running.view.source == DOM0)
             running.ends.append((opened.link, opened.handle))
             try:
-                closing = await opened.closed
+                with self._watchdog.watching(running.view.id, running.held):
+                    closing = await opened.closed
             except asyncio.CancelledError:
                 for link, number in running.ends:
                     link.end_call(number, "the call was ended")
@@ -402,6 +416,7 @@ class Broker:
 
     def _done(self, running: _Running, task: asyncio.Task[None]) -> None:
         self._calls.pop(running.view.id, None)
+        self._book.leave(running.view.id)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("call %d of %s failed", running.view.id, running.view.source, exc_info=error)
 
@@ -425,6 +440,7 @@ class Broker:
         if isinstance(error, _Recorded):
             return
         reason = str(error) or ("took too long" if isinstance(error, TimeoutError) else "given up")
+        reason = running.end_reason or reason
         failed = running.view.state in (CallState.PREPARING, CallState.RUNNING)
         if failed or self._repeats.may_write(running.view.source):
             with contextlib.suppress(CloisonError):
@@ -439,10 +455,10 @@ class Broker:
             stderr_bytes=closing.stderr_bytes,
         )
         with contextlib.suppress(Refused):  # it is over already; the log says why its line is missing
-            self._record(running, "ended", reason=closing.reason, exit_code=closing.exit_code,
+            self._record(running, "ended", reason=running.end_reason or closing.reason, exit_code=closing.exit_code,
                      seconds=round(time.monotonic() - running.since, 3), stdin_bytes=view.stdin_bytes,
                      stdout_bytes=view.stdout_bytes, stderr_bytes=view.stderr_bytes)  # fmt: skip
-        self._tell(CallEnded(view, closing.exit_code, closing.reason))
+        self._tell(CallEnded(view, closing.exit_code, running.end_reason or closing.reason))
 
     def _record_repeats(self, source: str, count: int) -> None:
         with contextlib.suppress(OSError):

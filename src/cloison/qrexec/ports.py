@@ -9,8 +9,9 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
+from cloison.errors import Refused
 from cloison.model.names import QubeName
 from cloison.policy import Ask, Request, SystemInfo, Verdict
 from cloison.qrexec.packets import Closing
@@ -75,13 +76,21 @@ class PolicyDoor(Protocol):
     def evaluate(self, system: SystemInfo, request: Request) -> Verdict: ...
 
 
-Asker = Callable[[Ask, Request], Awaitable[str | None]]
-"""Ask the user; the chosen one of ``ask.targets``, or None for no. Errors and silence are no."""
+class Answer(NamedTuple):
+    """What a person said: the chosen one of the targets, or None for no; and through which agent."""
+
+    chosen: str | None
+    by: str
 
 
-async def refuse_all(_: Ask, __: Request) -> str | None:
+Asker = Callable[[Ask, Request], Awaitable[Answer]]
+"""Ask the user. Silence is no; so is every error, and a Refused says in words for the user why nobody was asked.
+Cancelled when the caller goes away."""
+
+
+async def refuse_all(_: Ask, __: Request) -> Answer:
     """Nobody is there to be asked."""
-    return None
+    raise Refused("nobody can be asked")
 
 
 AuditValue = str | int | float | bool | None
@@ -114,10 +123,10 @@ An exception is exit code 125 and a line in the log, never a word to the caller.
 
 @dataclass(frozen=True)
 class Limits:
-    """How much one qube may ask for. Above it, calls are refused."""
+    """How much one qube may ask for at the very most; limit rules (``limits``) say how much it should."""
 
-    calls_per_source: int = 64
-    """Running and waiting together. Qubes: 256 for all of a qube's calls."""
+    calls_per_source: int = 256
+    """Running and waiting together, whatever the limit rules say. Qubes: 256 for all of a qube's calls."""
     disposables_per_source: int = 16
     """Disposables that calls of one qube hold at once: each costs memory."""
     calls: int = 1024

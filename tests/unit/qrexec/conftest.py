@@ -15,12 +15,14 @@ from fakes import FakeAgent, Service
 from cloison.errors import QubeNotFound, QubeNotRunning
 from cloison.model.names import QubeName
 from cloison.policy import Allow, Ask, Deny, PolicySource, Request, RulePlace, SystemInfo, Verdict
+from cloison.policy.limits import LimitSource
 from cloison.policy.verdicts import Cause
-from cloison.qrexec.broker import Broker, CallEvent
+from cloison.qrexec.broker import Broker
+from cloison.qrexec.calls import CallEvent
 from cloison.qrexec.dom0 import Dom0Services
 from cloison.qrexec.hostclients import HostClients
 from cloison.qrexec.link import RelayConnector, RelayLink
-from cloison.qrexec.ports import Handler, Limits
+from cloison.qrexec.ports import Answer, Handler, Limits
 from cloison.qrexec.spawner import Spawner
 
 
@@ -157,8 +159,9 @@ class House:
         self.events: list[CallEvent] = []
         dom0 = Dom0Services(self.services_directory, self.builtins, stdin_bytes=1 << 20)
         self.answers: list[str | None] = []
+        self.limit_rules = LimitSource(directory / "limits.d")
         self.broker = Broker(self.qubes, self.policy, self.audit, dom0, ask=self._answer, limits=limits,
-                             tell=self.events.append)  # fmt: skip
+                             limit_rules=self.limit_rules, tell=self.events.append)  # fmt: skip
         self.connector.on_call, self.connector.on_gone = self.broker.on_call, self.broker.on_gone
         self.host_socket = directory / "qrexec.sock"
         self.clients = HostClients(self.host_socket, self.broker)
@@ -174,8 +177,8 @@ class House:
             await self.qubes.stop(name)
         await self.connector.close()
 
-    async def _answer(self, ask: Ask, request: Request) -> str | None:
-        return self.answers.pop()
+    async def _answer(self, ask: Ask, request: Request) -> Answer:
+        return Answer(self.answers.pop(), "a test")
 
     async def until(self, condition, timeout_s: float = 5.0) -> None:
         async with asyncio.timeout(timeout_s):

@@ -17,7 +17,7 @@ from fakes import FakeSession
 from cloison.errors import BadRequest, NotNow
 from cloison.policy import PolicySource
 from cloison.qrexec.audit import JsonLines
-from cloison.qrexec.broker import CallAllowed, CallEnded, CallRefused
+from cloison.qrexec.calls import CallAllowed, CallEnded, CallRefused
 from cloison.qrexec.ports import Limits
 from cloison.wire import (
     LEG_SESSION,
