@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import functools
 import os
-import time
 from collections.abc import Callable, Sequence
 
 from cloison.wire import RemoteProtocolError
 from cloison.wire.vmexec import parse_command
-from cloison_agent import opening, receiving
+from cloison_agent import clock, opening, receiving
 from cloison_agent.launch import Job
 from cloison_agent.lookup import LookupProblem
 
@@ -33,15 +32,6 @@ def _command_words(argument: str) -> Sequence[bytes]:
         raise LookupProblem(str(error)) from None
 
 
-def print_date(argument: str) -> int:
-    """qubes.GetDate[+nanoseconds]."""
-    now_ns = time.time_ns()
-    fraction = f",{now_ns % 10**9:09d}" if argument == "nanoseconds" else ""
-    text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now_ns // 10**9))
-    os.write(1, f"{text}{fraction}+00:00\n".encode())
-    return 0
-
-
 COMMANDS: dict[str, Callable[[str], Sequence[bytes]]] = {
     "qubes.VMShell": _shell_words,
     "qubes.VMRootShell": _shell_words,
@@ -51,7 +41,8 @@ COMMANDS: dict[str, Callable[[str], Sequence[bytes]]] = {
 }
 """Services that only start the program that the call names."""
 JOBS: dict[str, Callable[[str], int]] = {
-    "qubes.GetDate": print_date,
+    "qubes.GetDate": clock.print_date,
+    "qubes.SetDateTime": clock.set_date,
     "qubes.Filecopy": receiving.receive_files,
     "qubes.OpenInVM": opening.serve_open,
     "qubes.OpenURL": opening.serve_url,

@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from cloison_agent import disks, syscalls, users
+from cloison_agent.told import told
 
 RW = "/rw"
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
@@ -58,6 +59,7 @@ class Papers:
             self._open[name] = _make_paper(f"{PAPERS}/{name}", place)
         if self._random is None:
             self._random = os.open("/dev/urandom", os.O_WRONLY | os.O_CLOEXEC)
+        told.prepare()
         _remove_host_keys()
         os.makedirs("/run/qubes-service", exist_ok=True)
         os.makedirs(f"{RW}/config", exist_ok=True)
@@ -132,6 +134,7 @@ def apply_identity(fields: Mapping[str, Any]) -> dict[str, int]:
     done("papers")
     _apply_names(fields)
     done("names")
+    told.remember(fields)
     _apply_services(fields.get("services") or {})
     if fields.get("timezone"):
         _apply_timezone(str(fields["timezone"]))

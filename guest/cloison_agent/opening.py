@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import subprocess
 import sys
 import tempfile
@@ -31,9 +32,18 @@ def serve_open(_: str) -> int:
     before = os.stat(path).st_mtime_ns
     with open(os.devnull, "rb") as nothing:
         code = subprocess.run([_OPENER, path], stdin=nothing, stdout=2, check=False).returncode
-    if not view_only and os.path.exists(path) and os.stat(path).st_mtime_ns != before:
+    if not view_only and _was_changed(path, before):
         _send_file(path)
     return code
+
+
+def _was_changed(path: bytes, before_ns: int) -> bool:
+    """Editors replace files as well as write into them: the name counts."""
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return False
+    return stat.S_ISREG(status.st_mode) and status.st_mtime_ns != before_ns
 
 
 def serve_url(_: str) -> int:

@@ -6,6 +6,9 @@ from cloison_tools.client import REFUSED, TROUBLE, CallRefused, RemoteCall, comp
 
 NAME_BYTES = 256
 PIECE_BYTES = 1 << 17
+MAX_GROWTH_BYTES = 256 << 20
+"""An edited file may be this much larger than four times the original."""
+_CREATE = posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_CLOEXEC | posix.O_NOFOLLOW
 
 
 def open_in_disposable(arguments: list[str]) -> int:
@@ -49,13 +52,26 @@ def _call(target: str, service: str, stdin: int, stdout: int, prefix: bytes = b"
     try:
         call = RemoteCall(target, service)
         call.connect()
-        return call.pump(stdin, stdout, 2, prefix=prefix, filters=(posix.isatty(stdout), posix.isatty(2)))
+        code = call.pump(stdin, stdout, 2, prefix=prefix, filters=(posix.isatty(stdout), posix.isatty(2)))
     except CallRefused:
         complain("Request refused")
         return REFUSED
     except OSError as error:
         complain(f"cannot call {service}: {error}")
         return TROUBLE
+    return code or (TROUBLE if call.output_lost else 0)
+
+
+def _may_go_on(target: str) -> bool:
+    """A qube that shows a file for another one asks before it makes yet another disposable: a file could loop."""
+    served = posix.environ.get(b"QREXEC_SERVICE_FULL_NAME", b"").partition(b"+")[0]
+    if not target.startswith("@dispvm") or served not in (b"qubes.OpenInVM", b"qubes.OpenURL"):
+        return True
+    if not (posix.isatty(0) and posix.isatty(2)):
+        complain("this qube shows a file for another one already, and nobody is here to say that it may make another")
+        return False
+    write_all(2, b"Open it in yet another disposable? [y/N] ")
+    return posix.read(0, 16).strip().lower() in (b"y", b"yes")
 
 
 def _open(target: str, arguments: list[str], usage: str) -> int:
@@ -63,6 +79,8 @@ def _open(target: str, arguments: list[str], usage: str) -> int:
     if len(words) != 1 or set(options) - {"--view-only"}:
         complain(f"usage: {usage}")
         return 1
+    if not _may_go_on(target):
+        return REFUSED
     untrusted = words[0].encode("utf-8", "surrogateescape")
     if words[0].startswith(("http://", "https://", "ftp://")):
         nothing = posix.open("/dev/null", posix.O_RDONLY)
@@ -80,29 +98,76 @@ def _open_file(target: str, path: bytes, *, view_only: bool) -> int:
     if view_only:
         name = b"view-only-" + name
     file = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
-    changed = posix.memfd_create("changed")
-    code = _call(target, "qubes.OpenInVM", file, changed, name.ljust(NAME_BYTES, b"\0"))
-    if code == 0 and posix.fstat(changed).st_size and not view_only:
-        posix.lseek(changed, 0, 0)
-        _replace(path, changed)
+    before = posix.fstat(file)
+    changed = _open_unnamed(path)
+    with _file_size_limit(MAX_GROWTH_BYTES + 4 * before.st_size):
+        code = _call(target, "qubes.OpenInVM", file, changed, name.ljust(NAME_BYTES, b"\0"))
+    if not posix.fstat(changed).st_size or view_only:
+        return code
+    if code != 0:
+        complain("what came back is not whole, and was thrown away; the file here is as it was")
+        return code
+    posix.lseek(changed, 0, 0)
+    _replace(path, changed, before)
     return code
 
 
-def _replace(path: bytes, changed: int) -> None:
-    """Atomically; where the directory cannot be written, the edited file is kept in /tmp."""
-    directory, _, name = path.rpartition(b"/")
-    unfinished = b"%s.edited-%d-%s" % (directory + b"/" if directory else b"", posix.getpid(), name)
-    mode = posix.stat(path).st_mode & 0o7777
-    flags = posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_CLOEXEC
+def _open_unnamed(path: bytes) -> int:
+    """A file without a name for what comes back: beside the original, else in /tmp, else in memory."""
+    for directory in (path.rpartition(b"/")[0] or b".", b"/tmp"):
+        try:
+            return posix.open(directory, posix.O_TMPFILE | posix.O_RDWR | posix.O_CLOEXEC, 0o600)
+        except OSError:
+            continue
+    return posix.memfd_create("changed")
+
+
+class _file_size_limit:
+    """No file that this process writes becomes larger: whoever edits for us could send without end."""
+
+    def __init__(self, size_bytes: int) -> None:
+        self._size = size_bytes
+
+    def __enter__(self) -> None:
+        import resource
+
+        self._before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (self._size, self._before[1]))
+
+    def __exit__(self, *_: object) -> None:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, self._before)
+
+
+def _replace(path: bytes, changed: int, before: posix.stat_result) -> None:
+    """Atomically. Where that cannot be, the edited file is kept under a name of its own, and the user is told."""
+    import os
+
+    path = os.path.realpath(path)  # a link stays a link
+    directory, name = os.path.split(path)
+    unfinished = b"%s/.%s.edited-%d" % (directory, name[:200], posix.getpid())
+    kept, why = path, ""
+    now = posix.stat(path)
+    if (now.st_mtime_ns, now.st_size) != (before.st_mtime_ns, before.st_size):
+        kept, why = b"%s.edited-%d" % (path, posix.getpid()), "it was changed here meanwhile"
     try:
-        fd = posix.open(unfinished, flags, 0o600)
+        fd = posix.open(unfinished, _CREATE, 0o600)
+    except OSError as error:
+        unfinished = kept = b"/tmp/edited-%d-%s" % (posix.getpid(), name)
+        why = f"its directory cannot be written ({error.strerror})"
+        fd = posix.open(unfinished, _CREATE, 0o600)
+    try:
+        while data := posix.read(changed, PIECE_BYTES):
+            write_all(fd, data)
+        posix.fchmod(fd, before.st_mode & 0o7777)
+        posix.fsync(fd)
     except OSError:
-        path = unfinished = b"/tmp/edited-%d-%s" % (posix.getpid(), name)
-        fd = posix.open(unfinished, flags, 0o600)
-        complain(f"its directory cannot be written; the edited file is {path.decode('utf-8', 'replace')}")
-    while data := posix.read(changed, PIECE_BYTES):
-        write_all(fd, data)
-    posix.fchmod(fd, mode)
-    posix.close(fd)
-    if path != unfinished:
-        posix.rename(unfinished, path)
+        posix.unlink(unfinished)
+        raise
+    finally:
+        posix.close(fd)
+    if unfinished != kept:
+        posix.rename(unfinished, kept)
+    if why:
+        complain(f"{why}: the edited file is {kept.decode('utf-8', 'replace')!a}")

@@ -47,6 +47,8 @@ class RemoteCall:
         self._sock.connect(agent_socket)
         self._sock.sendall(self._leg.call(_clean(target), _clean(service, "+"), _clean(source)))
         self._events: list[tuple[int, bytes]] = []
+        self.output_lost = False
+        """Some of the service's output could not be written here."""
 
     def connect(self) -> None:
         """Wait for the answer; raises CallRefused."""
@@ -177,6 +179,7 @@ class RemoteCall:
                 write_all(fd, payload.translate(table) if table else payload)
             except OSError:
                 self._outputs[stream] = -1
+                self.output_lost = True
         if credit := self._leg.consumed(stream, len(payload)):
             self._send(credit)
 

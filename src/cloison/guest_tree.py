@@ -26,14 +26,29 @@ SHEBANG = b"#!/usr/bin/python3 -IS\n"
 _MAIN = b"import sys\n\nfrom cloison_agent.main import main\n\nsys.exit(main())\n"
 TOOLS = "/usr/lib/cloison/tools"
 _TOOLS = {
-    "qrexec-client-vm": "client:main",
-    "qvm-copy": "sending:copy",
-    "qvm-copy-to-vm": "sending:copy_to",
-    "qvm-move": "sending:move",
-    "qvm-move-to-vm": "sending:move_to",
-    "qvm-open-in-dvm": "asking:open_in_disposable",
-    "qvm-open-in-vm": "asking:open_in_vm",
-    "qvm-run-vm": "asking:run_in_vm",
+    "/usr/bin/qrexec-client-vm": "client:main",
+    "/usr/bin/qvm-copy": "sending:copy",
+    "/usr/bin/qvm-copy-to-vm": "sending:copy_to",
+    "/usr/bin/qvm-move": "sending:move",
+    "/usr/bin/qvm-move-to-vm": "sending:move_to",
+    "/usr/bin/qvm-open-in-dvm": "asking:open_in_disposable",
+    "/usr/bin/qvm-open-in-vm": "asking:open_in_vm",
+    "/usr/bin/qvm-run-vm": "asking:run_in_vm",
+    "/usr/bin/qvm-features-request": "announcing:request_features",
+    "/usr/bin/qvm-sync-clock": "clock:sync_clock",
+    "/usr/bin/qubes-open": "opening:qubes_open",
+    "/usr/bin/qubes-desktop-run": "desktop:desktop_run",
+    "/usr/bin/qubesdb-list": "database:list_paths",
+    "/usr/bin/qubesdb-multiread": "database:multiread",
+    "/usr/bin/qubesdb-read": "database:read",
+    "/usr/bin/qubesdb-rm": "database:remove",
+    "/usr/bin/qubesdb-write": "database:write",
+    "/usr/lib/qubes/qubes-sync-appmenus": "announcing:sync_apps",
+    "/usr/lib/qubes/upgrades-status-notify": "announcing:notify_updates",
+    "/usr/lib/cloison/after-packages": "announcing:after_packages",
+    "/etc/qubes/post-install.d/50-cloison.sh": "announcing:announce",
+    "/etc/qubes-rpc/qubes.GetAppmenus": "desktop:list_apps",
+    "/etc/qubes-rpc/qubes.StartApp": "desktop:start_app",
 }
 _TOOL_SCRIPT = """#!/usr/bin/python3 -IS
 import sys
@@ -46,6 +61,7 @@ _BUILT_IN_SERVICES = (
     "qubes.GetDate",
     "qubes.OpenInVM",
     "qubes.OpenURL",
+    "qubes.SetDateTime",
     "qubes.VMExec",
     "qubes.VMExecGUI",
     "qubes.VMRootExec",
@@ -73,7 +89,7 @@ def guest_tree() -> GuestTree:
     for tool, entry in _TOOLS.items():
         module, _, function = entry.partition(":")
         script = _TOOL_SCRIPT.format(directory=TOOLS, module=module, function=function)
-        tree[f"/usr/bin/{tool}"] = (stat.S_IFREG | 0o755, script.encode())
+        tree[tool] = (stat.S_IFREG | 0o755, script.encode())
     for path_text, target in _LINKS.items():
         tree[path_text] = (stat.S_IFLNK | 0o777, target.encode())
     return tree
