@@ -167,6 +167,8 @@ def _about_the_rest(event: e.Event) -> Iterator[Record]:
             yield _of(qube, f"device-assignment-changed:{devclass}", device=device)
         case e.TemplateCommitted(qube, revision):
             yield _of(qube, "cloison-template-committed", revision=revision)
+        case e.CallNoticed(qube, kind, service, target, reason, calls):
+            yield _of(qube, f"cloison-call-{kind}", service=service, target=target, reason=reason, calls=calls)
         case e.ForkPointMade(qube):
             yield _of(qube, "cloison-forkpoint-made")
         case e.ForkPointDropped(qube, reason):

@@ -9,6 +9,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Protocol
 
+from cloison.admin.doorverbs import ClosedDoor, DoorVerbs
 from cloison.admin.own import OwnVerbs
 from cloison.engine.inventory import Ledger
 from cloison.engine.properties import Properties
@@ -61,6 +62,9 @@ def permit_only_itself(source: QubeName, method: str, arg: str, dest: QubeName) 
     return source in (DOM0, dest)
 
 
+CLOSED = ClosedDoor()
+
+
 @dataclass(frozen=True)
 class Desk:
     """All that handlers work with; made once by the daemon."""
@@ -74,6 +78,7 @@ class Desk:
     imports: Path
     """Private directory for volume data on its way in."""
     permits: Permits = permit_only_itself
+    door: DoorVerbs = CLOSED
 
     @property
     def inventory(self) -> Inventory:

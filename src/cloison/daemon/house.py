@@ -22,6 +22,7 @@ from cloison.admin.server import AdminServer
 from cloison.admin.system import picture_for_policy
 from cloison.daemon.books import Bookkeeping
 from cloison.daemon.calls import admin_handlers, may_know, tell_date
+from cloison.daemon.door import Door
 from cloison.daemon.own import DaemonVerbs, Facade, build_for_engine, read_boot_files_of
 from cloison.daemon.targets import EngineTargets
 from cloison.drivers.hypervisor.qemu import QemuHypervisor
@@ -46,11 +47,15 @@ from cloison.model.names import QubeName
 from cloison.model.qube import Pool
 from cloison.policy import PolicySource, install_defaults
 from cloison.policy.limits import LimitSource
+from cloison.policy.remember import Memory
+from cloison.policy.store import PolicyStore
+from cloison.qrexec.asking import AskDesk
 from cloison.qrexec.audit import JsonLines
 from cloison.qrexec.broker import Broker
 from cloison.qrexec.dom0 import Dom0Services
 from cloison.qrexec.hostclients import HostClients
 from cloison.qrexec.link import RelayConnector
+from cloison.qrexec.policyservices import policy_handlers
 from cloison.qrexec.ports import Limits
 from cloison.qrexec.spawner import Spawner
 
@@ -141,6 +146,12 @@ async def built(layout: Layout) -> AsyncIterator[House]:
         own = DaemonVerbs(facade, system, templates, ledger, lambda kill: _tell(stopping, kill))
         properties = Properties(ledger, system, books.volumes)
         targets = EngineTargets(system, ledger, books.qubes, lambda: picture_for_policy(desk))
+        limits = Limits()
+        store_of_policy = PolicyStore(layout.policy, layout.runtime_policy, layout.legacy_policy)
+        questions = AskDesk(
+            Memory(store_of_policy, policy), targets.system_info, functools.partial(_face, ledger),
+            timeout_s=limits.ask_timeout_s,
+        )  # fmt: skip
         desk = Desk(
             ledger,
             books.qubes,
@@ -150,23 +161,35 @@ async def built(layout: Layout) -> AsyncIterator[House]:
             own,
             layout.data / "imports",
             may_know(policy, targets),
+            door := Door(ledger, questions),
         )
+        stack.callback(door.close)
         admin = Admin(desk)
-        limits = Limits()
-        builtins = {**admin_handlers(admin), "qubes.GetDate": tell_date}
+        builtins = {
+            **admin_handlers(admin), **policy_handlers(store_of_policy, policy, targets.system_info),
+            "qubes.GetDate": tell_date,
+        }  # fmt: skip
         dom0 = Dom0Services(layout.services, builtins, stdin_bytes=limits.builtin_stdin_bytes)
         audit = JsonLines(layout.audit)
         stack.callback(audit.close)
         broker = Broker(
             targets, policy, audit, dom0, limits=limits, limit_rules=LimitSource(layout.limits),
-            policy_hash=lambda: policy.digest,
+            policy_hash=lambda: policy.digest, ask=questions.ask, tell=door.tell,
         )  # fmt: skip
+        door.broker = broker
         connector.on_call, connector.on_gone = broker.on_call, broker.on_gone
 
         await books.volumes.sweep()
         await recover(system, _read_runs(ledger), _leftovers(ledger))
         await templates.learn_revisions()
         yield House(layout, ledger, system, templates, admin, broker, stopping)
+
+
+def _face(ledger: Ledger, name: str) -> tuple[str, str]:
+    """Label and colour of a qube, as prompts show it."""
+    inventory = ledger.inventory
+    qube = inventory.qubes.get(QubeName(name))
+    return (qube.label, inventory.label(qube.label).colour) if qube is not None else ("", "")
 
 
 def _tell(stopping: asyncio.Future[bool], kill_qubes: bool) -> None:

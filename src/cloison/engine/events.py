@@ -302,6 +302,20 @@ class ForkPointDropped(QubeEvent):
 
 
 @dataclass(frozen=True)
+class CallNoticed(QubeEvent):
+    """Something about calls of ``qube`` that its user should know: ``kind`` is denied, failed or allowed.
+
+    ``calls`` of them since the last event of the same group; service and target "" are several.
+    """
+
+    kind: str
+    service: str
+    target: str
+    reason: str
+    calls: int
+
+
+@dataclass(frozen=True)
 class SubscriptionDropped(Event):
     """The last thing that a subscription delivers when it did not keep up."""
 

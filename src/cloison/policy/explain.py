@@ -107,7 +107,7 @@ def _find_changes(
     if isinstance(verdict, Deny) and verdict.cause in _UNCHANGEABLE:
         return
     source, target = ends
-    place = _user_position(policy)
+    place = user_position(policy)
     where = f"at the end of {USER_FILE}"
     if position is not None and position < place:
         place, where = position, f"above {policy.rules[position].place}"
@@ -129,7 +129,7 @@ def _argument_column(policy: PolicySet, request: Request) -> str:
     return (request.argument or "+") if named else "*"
 
 
-def _user_position(policy: PolicySet) -> int:
+def user_position(policy: PolicySet) -> int:
     """Where the rules of files after the user's begin."""
     for path, position in policy.beginnings:
         if PurePath(path).name > USER_FILE:

@@ -10,6 +10,7 @@ and replaces the file in one step, under the lock of the directory (reference: C
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -115,6 +116,29 @@ class PolicyStore:
             self._check_set({str(path): content})
             replace_file(path, content)
 
+    def insert_line(
+        self,
+        untrusted_name: str,
+        line: str,
+        *,
+        place: Callable[[PolicySet], int | None],
+        check: Callable[[PolicySet], None],
+    ) -> None:
+        """Put a line above the one that ``place`` names in the present set (None: at the end), under the same lock.
+
+        ``check`` raises for a set, with the line in it, that will not do; then nothing is changed.
+        """
+        path = self.path_of(untrusted_name)
+        with open_locked(self.policy):
+            number = place(self._check_set({}))
+            lines = (read_present(path) or b"").splitlines(keepends=True)
+            if lines and not lines[-1].endswith((b"\n", b"\r")):
+                lines[-1] += b"\n"
+            lines.insert(len(lines) if number is None else number - 1, line.encode() + b"\n")
+            content = b"".join(lines)
+            check(self._check_set({str(path): content}))
+            replace_file(path, content)
+
     def find_files_for(self, service: str) -> list[str]:
         """The files that hold rules for the service or for every service, in rule order."""
         rules = load_from(Disk(), self.policy, self.runtime, legacy=self.legacy).rules
@@ -146,9 +170,9 @@ class PolicyStore:
             why = "exists already" if token == TOKEN_NEW else "was changed by somebody else in the meantime"
             raise BadToken(f"{self._shown(path)} {why}", hint="get it again and repeat the change")
 
-    def _check_set(self, changes: dict[str, bytes | None]) -> None:
+    def _check_set(self, changes: dict[str, bytes | None]) -> PolicySet:
         try:
-            load_from(Overlay(Disk(), changes), self.policy, self.runtime, legacy=self.legacy)
+            return load_from(Overlay(Disk(), changes), self.policy, self.runtime, legacy=self.legacy)
         except PolicyError as error:
             raise WouldBreak(f"refused, the policy would be broken: {error}") from None
 

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from cloison.errors import BackendFailed, BadRequest
 from cloison.qrexec.legs import Leg, LegLost
 from cloison.qrexec.packets import Closing
-from cloison.qrexec.ports import Handler, ServiceCall
+from cloison.qrexec.ports import Handler, ServiceCall, ServiceFailed
 from cloison.wire import LEG_SESSION, Data, Exit, Role, Stream
 
 _T = TypeVar("_T")
@@ -65,6 +65,9 @@ class Dom0Services:
         try:
             stdin = await leg.read_all_stdin(self._stdin_bytes)
             await leg.while_there(_answer(handler, call, stdin, leg))
+        except ServiceFailed as failed:
+            await leg.send_stream(Stream.STDERR, failed.said.encode() + b"\n")
+            return failed.exit_code
         except BadRequest as error:
             log.warning("service %s refused what %s sent: %s", call.full_name, call.source, error)
             return BROKEN

@@ -121,6 +121,15 @@ Handler = Callable[[ServiceCall, bytes], Awaitable[bytes | AsyncIterator[bytes]]
 An exception is exit code 125 and a line in the log, never a word to the caller."""
 
 
+class ServiceFailed(Exception):
+    """What a handler raises to end with an exit code and a line for the caller's standard error."""
+
+    def __init__(self, exit_code: int, said: str) -> None:
+        super().__init__(said)
+        self.exit_code = exit_code
+        self.said = said
+
+
 @dataclass(frozen=True)
 class Limits:
     """How much one qube may ask for at the very most; limit rules (``limits``) say how much it should."""
