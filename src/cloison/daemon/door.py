@@ -67,9 +67,9 @@ class Door:
 
     def _notice(self, kind: str, view: CallView, reason: str) -> None:
         now = asyncio.get_running_loop().time()
-        service = view.service.partition("+")[0][:80]
-        target = view.target or view.requested_target or "@default"
-        if (told := self._board.add(Notice(kind, view.source, service, target[:80], reason), now)) is not None:
+        service = _plain(view.service.partition("+")[0])
+        target = _plain(view.target or view.requested_target or "@default")
+        if (told := self._board.add(Notice(kind, view.source, service, target, reason), now)) is not None:
             self._show(told)
         self._plan()
 
@@ -122,6 +122,11 @@ class Door:
     def _broker(self) -> Broker:
         assert self.broker is not None, "the wiring is not complete"
         return self.broker
+
+
+def _plain(untrusted_word: str) -> str:
+    """A guest's word for people: short, printable ASCII."""
+    return "".join(c if c.isascii() and c.isprintable() else "_" for c in untrusted_word[:80])
 
 
 def _as_json(view: CallView) -> Json:

@@ -15,6 +15,7 @@ SAMPLES = {
     "tag": "t", "start_id": "guid", "memory_mib": 400, "reason": "why", "force": True, "client": "mail",
     "volume": "private", "size_bytes": 7, "success": True, "source": "a:b", "devclass": "block", "device": "b:p:i",
     "options": "{}", "revision": "r1", "is_consequence": False,
+    "kind": "denied", "service": "qubes.Gpg", "target": "vault", "calls": 3,
 }  # fmt: skip
 ONLY_OURS = {e.Event, e.QubeEvent, e.DeviceEvent, e.QubeFilesRemoved, e.SubscriptionDropped}
 """Roots, and what clients of Qubes are never told."""
@@ -60,6 +61,7 @@ NAMES = {
     e.DeviceUnassigned: ["device-unassign:block"],
     e.DeviceAssignmentChanged: ["device-assignment-changed:block"],
     e.TemplateCommitted: ["cloison-template-committed"],
+    e.CallNoticed: ["cloison-call-denied"],
     e.ForkPointMade: ["cloison-forkpoint-made"],
     e.ForkPointDropped: ["cloison-forkpoint-dropped"],
 }
