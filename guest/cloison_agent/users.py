@@ -13,7 +13,15 @@ from dataclasses import dataclass
 
 DEFAULT_USER = "user"
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-PROFILES = ("/etc/profile", "/etc/profile.d", "/etc/environment", "/etc/default/locale", "/etc/localtime")
+PROFILES = (
+    "/etc/profile",
+    "/etc/profile.d",
+    "/etc/environment",
+    "/etc/default/locale",
+    "/etc/localtime",
+    "/run/qubes-service",
+)
+"""What a login reads, or (the last) what our own profiles ask: which services this qube has."""
 MAX_ENVIRONMENT = 1 << 20
 
 _Signature = tuple[tuple[int, int] | None, ...]

@@ -49,6 +49,17 @@ _TOOLS = {
     "/etc/qubes/post-install.d/50-cloison.sh": "announcing:announce",
     "/etc/qubes-rpc/qubes.GetAppmenus": "desktop:list_apps",
     "/etc/qubes-rpc/qubes.StartApp": "desktop:start_app",
+    "/usr/bin/qubes-gpg-client": "gpgclient:main",
+    "/usr/bin/qubes-gpg-client-wrapper": "gpgclient:wrapper",
+    "/usr/bin/qubes-gpg-import-key": "gpgclient:import_key",
+    "/usr/bin/cloison-ssh-agent": "sshagent:tell",
+    "/usr/bin/qvm-convert-img": "convertimg:main",
+    "/usr/bin/qvm-convert-pdf": "convertpdf:main",
+    "/usr/lib/cloison/split-ssh-relay": "sshagent:relay",
+    "/etc/qubes-rpc/qubes.Gpg": "gpgserver:serve",
+    "/etc/qubes-rpc/qubes.GpgImportKey": "gpgserver:serve_import",
+    "/etc/qubes-rpc/qubes.PdfConvert": "rendering:serve",
+    "/etc/qubes-rpc/qubes.SshAgent": "sshagent:serve",
 }
 _TOOL_SCRIPT = """#!/usr/bin/python3 -IS
 import sys
@@ -70,8 +81,10 @@ _BUILT_IN_SERVICES = (
 )
 _LINKS = {
     "/usr/lib/qubes/qrexec-client-vm": "/usr/bin/qrexec-client-vm",
+    "/etc/qubes-rpc/qubes.ImageConvert": "qubes.GetImageRGBA",
     **{f"/etc/qubes-rpc/{service}": ARCHIVE for service in _BUILT_IN_SERVICES},
     "/usr/lib/systemd/system/multi-user.target.wants/cloison-agent.service": "../cloison-agent.service",
+    "/usr/lib/systemd/system/sockets.target.wants/cloison-split-ssh.socket": "../cloison-split-ssh.socket",
 }
 _PROJECT = Path(__file__).resolve().parent
 _EPOCH = (1980, 1, 1, 0, 0, 0)
