@@ -5,4 +5,7 @@ In: command lines. Out: calls through the agent's unix socket. May import: the C
 They start for every call, and starting is most of what they do: ``cloison.wire`` and the friendly half of the standard
 library (os, socket, json, typing...) would triple the time. So they speak to their own agent, whom they trust, with the
 sixty lines of ``leg``; a test holds it against ``cloison.wire``.
+
+Converters and split services (``convertpdf``, ``rendering``, ``gpgclient``, ``gpgserver``, ``sshagent``...) run longer
+than that costs, and take what they need of the standard library.
 """

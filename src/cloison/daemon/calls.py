@@ -34,6 +34,13 @@ async def tell_date(call: ServiceCall, _stdin: bytes) -> AsyncIterator[bytes]:
     return _date(time.time_ns(), exact=bool(call.argument))
 
 
+async def consent(call: ServiceCall, _stdin: bytes) -> bytes:
+    """cloison.Consent+WHAT: a qube asks whether it may. Its rule is "ask": who comes here was told yes."""
+    if not call.argument:
+        raise BadRequest(f"{call.service} needs an argument that says what for")
+    return b""
+
+
 async def _date(now_ns: int, *, exact: bool) -> AsyncIterator[bytes]:
     seconds, fraction = divmod(now_ns, 10**9)
     text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))

@@ -21,7 +21,7 @@ from cloison.admin.methods import Desk
 from cloison.admin.server import AdminServer
 from cloison.admin.system import picture_for_policy
 from cloison.daemon.books import Bookkeeping
-from cloison.daemon.calls import admin_handlers, may_know, tell_date
+from cloison.daemon.calls import admin_handlers, consent, may_know, tell_date
 from cloison.daemon.door import Door
 from cloison.daemon.own import DaemonVerbs, Facade, build_for_engine, read_boot_files_of
 from cloison.daemon.targets import EngineTargets
@@ -167,7 +167,7 @@ async def built(layout: Layout) -> AsyncIterator[House]:
         admin = Admin(desk)
         builtins = {
             **admin_handlers(admin), **policy_handlers(store_of_policy, policy, targets.system_info),
-            "qubes.GetDate": tell_date,
+            "qubes.GetDate": tell_date, "cloison.Consent": consent,
         }  # fmt: skip
         dom0 = Dom0Services(layout.services, builtins, stdin_bytes=limits.builtin_stdin_bytes)
         audit = JsonLines(layout.audit)

@@ -31,7 +31,8 @@ if sys.argv[0].endswith("pdfinfo"):
 else:
     assert words[:2] == ["-r", RESOLUTION], words
     for w, h, colour in pages:
-        sys.stdout.buffer.write(b"P6\n%s %s\n255\n" % (w.encode(), h.encode()) + bytes([int(colour)]) * 3 * int(w) * int(h))
+        sys.stdout.buffer.write(b"P6\n%s %s\n255\n" % (w.encode(), h.encode()))
+        sys.stdout.buffer.write(bytes([int(colour)]) * 3 * int(w) * int(h))
 """
 
 
