@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import socket
 import stat
@@ -16,7 +15,6 @@ from fakes import FakeSession
 
 from cloison.errors import BadRequest, NotNow
 from cloison.policy import PolicySource
-from cloison.qrexec.audit import JsonLines
 from cloison.qrexec.calls import CallAllowed, CallEnded, CallRefused
 from cloison.qrexec.ports import Limits
 from cloison.wire import (
@@ -447,21 +445,3 @@ async def test_the_broker_closes_with_everything_released(tmp_path):
     await house.__aexit__()
     assert sorted(house.qubes.released) == ["disp1", "disp2"]
     assert not house.host_socket.exists()
-
-
-async def test_audit_lines_are_one_json_object_each(tmp_path):
-    sink = JsonLines(tmp_path / "log" / "audit.jsonl", clock=lambda: 1_700_000_000.25)
-    sink.write({"event": "allowed", "source": "work", "reason": 'quote " and\nnewline'})
-    sink.write({"event": "ended", "exit_code": None})
-    sink.close()
-    lines = [json.loads(line) for line in (tmp_path / "log" / "audit.jsonl").read_text().splitlines()]
-    assert lines[0] == {"time": "2023-11-14T22:13:20.250Z", "event": "allowed", "source": "work",
-                        "reason": 'quote " and\nnewline'}  # fmt: skip
-    assert lines[1]["exit_code"] is None
-    assert stat.S_IMODE((tmp_path / "log" / "audit.jsonl").stat().st_mode) == 0o600
-
-
-async def test_a_full_disk_is_an_error_not_a_silence():
-    sink = JsonLines(Path("/dev/full"))
-    with pytest.raises(OSError, match="No space"):
-        sink.write({"event": "allowed"})
