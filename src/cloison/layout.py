@@ -95,7 +95,8 @@ class Layout:
 
     @property
     def audit(self) -> Path:
-        return self.data / "log" / "audit.jsonl"
+        """The directory of the audit log and its keys."""
+        return self.data / "audit"
 
     @property
     def pools(self) -> Path:

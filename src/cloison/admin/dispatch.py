@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mappi
 
 from cloison.admin import devices, door, ownmethods, settings, storage, system, vms
 from cloison.admin.framing import Request, encode_error, encode_failure, encode_ok
-from cloison.admin.methods import Answer, Call, Desk, Dest, Method, Need, Scope
+from cloison.admin.methods import Answer, Call, Desk, Dest, Method, Need, Scope, TellEnd, Witness, nothing_to_tell
 from cloison.admin.uploads import Upload
 from cloison.errors import BadRequest, CloisonError, ProtocolError, QubeNotFound, Refused
 from cloison.model.inventory import Inventory
@@ -92,8 +92,9 @@ def answer_for(error: Exception, what: str) -> bytes:
 class Admin:
     """Answers calls. Who may call was decided before: by the socket's permissions, or by the policy."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: Desk, witness: Witness = lambda _call: nothing_to_tell) -> None:
         self.desk = desk
+        self._witness = witness
 
     async def dispatch(self, source: str, dest: str, method: str, arg: str, payload: bytes) -> bytes:
         """The whole answer of a call that is no stream."""
@@ -103,14 +104,19 @@ class Admin:
         self, source: str, dest: str, method: str, arg: str, payload: bytes
     ) -> AsyncGenerator[bytes, None]:
         """The answer in parts: one, or for streams as many as there are."""
+        tell_end: TellEnd = nothing_to_tell
         try:
             row, call = self.check(source, dest, method, arg, payload)
+            if row.may_change:
+                tell_end = self._witness(call)
             if row.streamer is not None:
                 async for part in row.streamer(self.desk, call):
                     yield part
             elif row.handler is not None:
                 yield encode_ok(await row.handler(self.desk, call))
+            tell_end("")
         except Exception as error:  # the border
+            tell_end(str(error))
             yield answer_for(error, f"{method}+{arg} {dest} for {source}")
 
     async def take(self, request: Request, more: Callable[[], Awaitable[bytes]]) -> bytes:
@@ -118,17 +124,22 @@ class Admin:
 
         A client that dies half-way has sent too little: the volume stays as it was.
         """
+        tell_end: TellEnd = nothing_to_tell
         try:
             _, call = self.check(request.source, request.dest, request.method, request.arg, b"-")
+            tell_end = self._witness(call)
             upload = Upload(self.desk, call)
             try:
                 await upload.receive(request.payload)
                 while data := await more():
                     await upload.receive(data)
-                return encode_ok(await upload.finish())
+                answer = encode_ok(await upload.finish())
+                tell_end("")
+                return answer
             finally:
                 await upload.abandon()
         except Exception as error:  # the border
+            tell_end(str(error))
             return answer_for(error, f"{request.method}+{request.arg} {request.dest} for {request.source}")
 
     def check(self, source: str, dest: str, method: str, arg: str, payload: bytes) -> tuple[Method, Call]:

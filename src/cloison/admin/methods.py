@@ -118,6 +118,16 @@ class Call:
         return int(self.text)
 
 
+TellEnd = Callable[[str], None]
+"""Told once how a call ended: "" for well, else the failure."""
+Witness = Callable[[Call], TellEnd]
+"""Is told of every call that may change something, before it does."""
+
+
+def nothing_to_tell(_failure: str) -> None:
+    """The end of a call that changes nothing, or that nobody watches."""
+
+
 Answer = bytes | str
 Handler = Callable[[Desk, Call], Awaitable[Answer]]
 Streamer = Callable[[Desk, Call], AsyncIterator[bytes]]
@@ -134,6 +144,10 @@ class Method:
     handler: Handler | None = None
     streamer: Streamer | None = None
     """Instead of a handler: yields whole records; the last one may be an answer."""
+
+    @property
+    def may_change(self) -> bool:
+        return self.scope not in (Scope.LOCAL_RO, Scope.GLOBAL_RO) and self.name != "internal.GetSystemInfo"
 
     def check(self, request_arg: str, request_payload: bytes, dest: QubeName) -> None:
         """ProtocolError if the call does not fit the row."""

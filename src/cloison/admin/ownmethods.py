@@ -196,6 +196,10 @@ async def _import_standalone(desk: Desk, call: Call, report: Report) -> Mapping[
     return await desk.own.import_standalone(parse_qube_name(call.arg), wishes, report)
 
 
+async def erase_audit(desk: Desk, call: Call) -> Answer:
+    return _dump({"erased": await desk.own.erase_audit(call.arg)})
+
+
 async def list_templates(desk: Desk, _call: Call) -> Answer:
     return _dump([dict(row) for row in await desk.own.templates()])
 
@@ -217,6 +221,8 @@ _GRO, _GRW, _IN = Scope.GLOBAL_RO, Scope.GLOBAL_RW, Scope.INTERNAL
 METHODS = (
     Method("cloison.daemon.Status", _DOM0, _NO, _NO, _GRO, "What the daemon is and runs.", status),
     Method("cloison.daemon.Stop", _DOM0, _NO, _MAY, _IN, "End the daemon; qubes go on unless kill_qubes.", stop_daemon),
+    Method("cloison.audit.Erase", _DOM0, _YES, _NO, _IN, "Make what is recorded about a qube unreadable for ever.",
+           erase_audit),
     Method("cloison.property.Catalogue", _DOM0, _NO, _NO, _GRO, "Declarations of all properties.", catalogue),
     Method("cloison.qube.List", _DOM0, _NO, _MAY, _GRO, "All qubes with chosen properties in one answer.", list_qubes),
     Method("cloison.qube.Clone", _QUBE, _NO, _YES, _GRW, "Make a copy of a qube.", clone_qube),

@@ -20,6 +20,7 @@ from cloison.admin.dispatch import Admin
 from cloison.admin.methods import Desk
 from cloison.admin.server import AdminServer
 from cloison.admin.system import picture_for_policy
+from cloison.daemon.auditing import Auditing
 from cloison.daemon.books import Bookkeeping
 from cloison.daemon.calls import admin_handlers, consent, may_know, tell_date
 from cloison.daemon.door import Door
@@ -46,11 +47,14 @@ from cloison.model.classes import Klass
 from cloison.model.names import QubeName
 from cloison.model.qube import Pool
 from cloison.policy import PolicySource, install_defaults
+<<<<<<< HEAD
 from cloison.policy.limits import LimitSource
 from cloison.policy.remember import Memory
 from cloison.policy.store import PolicyStore
 from cloison.qrexec.asking import AskDesk
 from cloison.qrexec.audit import JsonLines
+=======
+>>>>>>> 377570c (The daemon records calls, changes, what became of qubes and itself; audit, default_audit and audit_limit are properties)
 from cloison.qrexec.broker import Broker
 from cloison.qrexec.dom0 import Dom0Services
 from cloison.qrexec.hostclients import HostClients
@@ -115,6 +119,8 @@ async def built(layout: Layout) -> AsyncIterator[House]:
         store = Store.open(layout.database)
         stack.callback(store.close)
         ledger = Ledger(store, EventBus())
+        auditing = Auditing(layout.audit, ledger, policy)
+        stack.push_async_callback(auditing.close)
         hypervisor = QemuHypervisor(layout.cache)
         accelerator = await hypervisor.accelerator()
         pools = _Pools(layout.pools)
@@ -143,7 +149,7 @@ async def built(layout: Layout) -> AsyncIterator[House]:
 
         stopping: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         facade = Facade(layout, accelerator, (host := await hypervisor.host()).qemu_text, host.why, time.time())
-        own = DaemonVerbs(facade, system, templates, ledger, lambda kill: _tell(stopping, kill))
+        own = DaemonVerbs(facade, system, templates, ledger, auditing, lambda kill: _tell(stopping, kill))
         properties = Properties(ledger, system, books.volumes)
         targets = EngineTargets(system, ledger, books.qubes, lambda: picture_for_policy(desk))
         limits = Limits()
@@ -163,6 +169,7 @@ async def built(layout: Layout) -> AsyncIterator[House]:
             may_know(policy, targets),
             door := Door(ledger, questions),
         )
+<<<<<<< HEAD
         stack.callback(door.close)
         admin = Admin(desk)
         builtins = {
@@ -177,8 +184,16 @@ async def built(layout: Layout) -> AsyncIterator[House]:
             policy_hash=lambda: policy.digest, ask=questions.ask, tell=door.tell,
         )  # fmt: skip
         door.broker = broker
+=======
+        admin = Admin(desk, auditing.witness)
+        limits = Limits()
+        builtins = {**admin_handlers(admin), "qubes.GetDate": tell_date}
+        dom0 = Dom0Services(layout.services, builtins, stdin_bytes=limits.builtin_stdin_bytes)
+        broker = Broker(targets, policy, auditing, dom0, limits=limits, policy_hash=lambda: policy.digest)
+>>>>>>> 377570c (The daemon records calls, changes, what became of qubes and itself; audit, default_audit and audit_limit are properties)
         connector.on_call, connector.on_gone = broker.on_call, broker.on_gone
 
+        auditing.begin()
         await books.volumes.sweep()
         await recover(system, _read_runs(ledger), _leftovers(ledger))
         await templates.learn_revisions()

@@ -14,6 +14,7 @@ from typing import Any
 
 from cloison import __version__
 from cloison.admin.own import Json, Progress, Report
+from cloison.daemon.auditing import Auditing
 from cloison.drivers.hypervisor.base import Accelerator
 from cloison.drivers.storage.base import Chain
 from cloison.drivers.storage.qcow2 import export_raw
@@ -57,8 +58,15 @@ class DaemonVerbs:
     """Implements ``OwnVerbs``."""
 
     def __init__(
-        self, facade: Facade, system: System, templates: Templates, ledger: Ledger, stop: Callable[[bool], None]
+        self,
+        facade: Facade,
+        system: System,
+        templates: Templates,
+        ledger: Ledger,
+        auditing: Auditing,
+        stop: Callable[[bool], None],
     ) -> None:
+        self._auditing = auditing
         self._facade = facade
         self._system = system
         self._templates = templates
@@ -75,6 +83,7 @@ class DaemonVerbs:
             "accelerator": self._facade.accelerator.value,
             "why_accelerator": self._facade.why_accelerator,
             "hypervisor": self._facade.hypervisor,
+            "audit": self._auditing.log.trouble or "recorded",
             "running": sorted(self._system.running()),
             "qubes": len(self._ledger.inventory.qubes) - 1,
             "data": str(layout.data),
@@ -85,6 +94,9 @@ class DaemonVerbs:
 
     def stop_daemon(self, *, kill_qubes: bool) -> None:
         self._stop(kill_qubes)
+
+    async def erase_audit(self, name: str) -> int:
+        return await self._auditing.erase(name)
 
     # -- templates
 

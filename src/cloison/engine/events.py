@@ -302,6 +302,7 @@ class ForkPointDropped(QubeEvent):
 
 
 @dataclass(frozen=True)
+<<<<<<< HEAD
 class CallNoticed(QubeEvent):
     """Something about calls of ``qube`` that its user should know: ``kind`` is denied, failed or allowed.
 
@@ -313,6 +314,17 @@ class CallNoticed(QubeEvent):
     target: str
     reason: str
     calls: int
+=======
+class AuditLost(Event):
+    """The audit log cannot be written: calls are refused from now on."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class AuditRestored(Event):
+    """It can be written again."""
+>>>>>>> 377570c (The daemon records calls, changes, what became of qubes and itself; audit, default_audit and audit_limit are properties)
 
 
 @dataclass(frozen=True)

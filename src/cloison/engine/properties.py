@@ -30,6 +30,7 @@ FOLLOWERS: Mapping[str, str] = {
     "management_dispvm": "management_dispvm",
     "default_guivm": "guivm",
     "default_audiovm": "audiovm",
+    "default_audit": "audit",
     "default_kernel": "kernel",
     "default_qrexec_timeout": "qrexec_timeout",
     "default_shutdown_timeout": "shutdown_timeout",

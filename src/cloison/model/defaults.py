@@ -36,6 +36,13 @@ def icon(inventory: Inventory, qube: Qube) -> str:
     return f"{prefix}-{qube.label}"
 
 
+def audit(inventory: Inventory, qube: Qube) -> Value:
+    template = qube.properties.get("template")
+    if qube.klass is Klass.DISPOSABLE and isinstance(template, str):
+        return inventory.value(template, "audit")
+    return inventory.setting("default_audit")
+
+
 def is_networked(inventory: Inventory, qube: Qube) -> bool:
     return inventory.flag(qube.name, "provides_network") or inventory.value(qube.name, "netvm") is not None
 

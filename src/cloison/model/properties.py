@@ -1,7 +1,7 @@
 """Every property of qubes and of the system: one row each, from which come storage, Admin API, command line and docs.
 
 In: nothing. Out: ``QUBE_PROPERTIES``, ``GLOBAL_PROPERTIES``. Names, types and defaults are those of Qubes
-(Admin API notes, sections 5 and 6); ``start_mode`` and ``share_memory`` are ours.
+(Admin API notes, sections 5 and 6); ``start_mode``, ``share_memory`` and those of the audit log are ours.
 """
 
 from __future__ import annotations
@@ -154,6 +154,8 @@ QUBE_PROPERTIES: Mapping[str, Property] = _tables(
     _row("shutdown_timeout", INT, Q, "How long a shutdown waits for the qube to end.",
          lambda i, _q: i.setting("default_shutdown_timeout"), inherited=True, unit="s", parse=values.parse_positive),
     _row("autostart", BOOL, Q, "Start this qube when the system starts.", False),
+    _row("audit", STR, Q | {R}, "How much the audit log keeps of this qube's calls and changes: full, metadata (no "
+         "arguments, no values) or off.", rule.audit, parse=values.one_of("full", "metadata", "off")),
     _row("debug", BOOL, Q, "Keep more logs and show the qube's console.", False),
     _row("include_in_backups", BOOL, EVERY, "Whether backups take this qube along unless told otherwise.",
          rule.include_in_backups),
@@ -209,6 +211,10 @@ GLOBAL_PROPERTIES: Mapping[str, Property] = _tables(
          parse=values.parse_positive),
     _row("default_shutdown_timeout", INT, _D0, "How long a shutdown waits for the qube to end.", 60, unit="s",
          parse=values.parse_positive),
+    _row("default_audit", STR, _D0, "How much the audit log keeps about qubes that do not say.", "full",
+         parse=values.one_of("full", "metadata", "off")),
+    _row("audit_limit", INT, _D0, "Size above which the oldest part of the audit log is removed; 0: never.", 256,
+         unit="MiB"),
     _row("stats_interval", INT, _D0, "Time between two measurements.", 3, unit="s", parse=values.parse_positive),
     _row("check_updates_vm", BOOL, _D0, "Whether qubes look for updates.", True),
     _computed("maxmem", INT, _D0, "Memory of this computer.", lambda i, _q: i.host.memory_mib),

@@ -223,6 +223,9 @@ class FakeOwn:
     async def import_standalone(self, name: QubeName, wishes: Mapping[str, Any], report: Report) -> Mapping[str, Any]:
         return {"name": name}
 
+    async def erase_audit(self, name: str) -> int:
+        return 0
+
     def outdated(self, name: QubeName) -> Sequence[str]:
         return []
 

@@ -28,9 +28,9 @@ include_in_backups all bool rw | backup_timestamp Q int rw | installed_by_rpm Q 
 default_dispvm DQ vm rw | management_dispvm Q vm rw | guivm Q vm rw | audiovm Q vm rw | keyboard_layout DQ str rw
 devices_denied Q str rw | stubdom_mem Q int rw | xid Q int ro | stubdom_xid Q int ro | stubdom_uuid Q str ro
 start_time Q str ro | relayvm R vm rw | transport_rpc R str rw | remote_name R str rw
-start_mode Q str rw | share_memory Q bool rw
+start_mode Q str rw | share_memory Q bool rw | audit QR str rw
 """
-"""Names, classes, types and modes as the notes on the Admin API list them (section 5), and our two."""
+"""Names, classes, types and modes as the notes on the Admin API list them (section 5), and ours."""
 LETTERS = {
     "T": Klass.TEMPLATE, "S": Klass.STANDALONE, "A": Klass.APP, "P": Klass.DISPOSABLE, "D": Klass.ADMIN,
     "R": Klass.REMOTE,
@@ -57,8 +57,8 @@ def test_every_global_property_of_the_notes_is_declared_and_no_other():
         "vm": "default_netvm default_template default_dispvm management_dispvm updatevm clockvm default_guivm "
         "default_audiovm",
         "str": "default_kernel default_pool default_pool_private default_pool_root default_pool_volatile "
-        "default_pool_kernel",
-        "int": "default_qrexec_timeout default_shutdown_timeout stats_interval maxmem no_cpus",
+        "default_pool_kernel default_audit",
+        "int": "audit_limit default_qrexec_timeout default_shutdown_timeout stats_interval maxmem no_cpus",
         "bool": "check_updates_vm",
     }
     expected = {(name, kind) for kind, names in notes.items() for name in names.split()}
