@@ -167,15 +167,12 @@ def _about_the_rest(event: e.Event) -> Iterator[Record]:
             yield _of(qube, f"device-assignment-changed:{devclass}", device=device)
         case e.TemplateCommitted(qube, revision):
             yield _of(qube, "cloison-template-committed", revision=revision)
-<<<<<<< HEAD
         case e.CallNoticed(qube, kind, service, target, reason, calls):
             yield _of(qube, f"cloison-call-{kind}", service=service, target=target, reason=reason, calls=calls)
-=======
         case e.AuditLost(reason):
             yield _of(None, "cloison-audit-lost", reason=reason)
         case e.AuditRestored():
             yield _of(None, "cloison-audit-restored")
->>>>>>> 377570c (The daemon records calls, changes, what became of qubes and itself; audit, default_audit and audit_limit are properties)
         case e.ForkPointMade(qube):
             yield _of(qube, "cloison-forkpoint-made")
         case e.ForkPointDropped(qube, reason):

@@ -47,14 +47,10 @@ from cloison.model.classes import Klass
 from cloison.model.names import QubeName
 from cloison.model.qube import Pool
 from cloison.policy import PolicySource, install_defaults
-<<<<<<< HEAD
 from cloison.policy.limits import LimitSource
 from cloison.policy.remember import Memory
 from cloison.policy.store import PolicyStore
 from cloison.qrexec.asking import AskDesk
-from cloison.qrexec.audit import JsonLines
-=======
->>>>>>> 377570c (The daemon records calls, changes, what became of qubes and itself; audit, default_audit and audit_limit are properties)
 from cloison.qrexec.broker import Broker
 from cloison.qrexec.dom0 import Dom0Services
 from cloison.qrexec.hostclients import HostClients
@@ -169,28 +165,18 @@ async def built(layout: Layout) -> AsyncIterator[House]:
             may_know(policy, targets),
             door := Door(ledger, questions),
         )
-<<<<<<< HEAD
         stack.callback(door.close)
-        admin = Admin(desk)
+        admin = Admin(desk, auditing.witness)
         builtins = {
             **admin_handlers(admin), **policy_handlers(store_of_policy, policy, targets.system_info),
             "qubes.GetDate": tell_date, "cloison.Consent": consent,
         }  # fmt: skip
         dom0 = Dom0Services(layout.services, builtins, stdin_bytes=limits.builtin_stdin_bytes)
-        audit = JsonLines(layout.audit)
-        stack.callback(audit.close)
         broker = Broker(
-            targets, policy, audit, dom0, limits=limits, limit_rules=LimitSource(layout.limits),
+            targets, policy, auditing, dom0, limits=limits, limit_rules=LimitSource(layout.limits),
             policy_hash=lambda: policy.digest, ask=questions.ask, tell=door.tell,
         )  # fmt: skip
         door.broker = broker
-=======
-        admin = Admin(desk, auditing.witness)
-        limits = Limits()
-        builtins = {**admin_handlers(admin), "qubes.GetDate": tell_date}
-        dom0 = Dom0Services(layout.services, builtins, stdin_bytes=limits.builtin_stdin_bytes)
-        broker = Broker(targets, policy, auditing, dom0, limits=limits, policy_hash=lambda: policy.digest)
->>>>>>> 377570c (The daemon records calls, changes, what became of qubes and itself; audit, default_audit and audit_limit are properties)
         connector.on_call, connector.on_gone = broker.on_call, broker.on_gone
 
         auditing.begin()

@@ -302,7 +302,6 @@ class ForkPointDropped(QubeEvent):
 
 
 @dataclass(frozen=True)
-<<<<<<< HEAD
 class CallNoticed(QubeEvent):
     """Something about calls of ``qube`` that its user should know: ``kind`` is denied, failed or allowed.
 
@@ -314,7 +313,9 @@ class CallNoticed(QubeEvent):
     target: str
     reason: str
     calls: int
-=======
+
+
+@dataclass(frozen=True)
 class AuditLost(Event):
     """The audit log cannot be written: calls are refused from now on."""
 
@@ -324,7 +325,6 @@ class AuditLost(Event):
 @dataclass(frozen=True)
 class AuditRestored(Event):
     """It can be written again."""
->>>>>>> 377570c (The daemon records calls, changes, what became of qubes and itself; audit, default_audit and audit_limit are properties)
 
 
 @dataclass(frozen=True)

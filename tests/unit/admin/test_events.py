@@ -61,12 +61,9 @@ NAMES = {
     e.DeviceUnassigned: ["device-unassign:block"],
     e.DeviceAssignmentChanged: ["device-assignment-changed:block"],
     e.TemplateCommitted: ["cloison-template-committed"],
-<<<<<<< HEAD
     e.CallNoticed: ["cloison-call-denied"],
-=======
     e.AuditLost: ["cloison-audit-lost"],
     e.AuditRestored: ["cloison-audit-restored"],
->>>>>>> 377570c (The daemon records calls, changes, what became of qubes and itself; audit, default_audit and audit_limit are properties)
     e.ForkPointMade: ["cloison-forkpoint-made"],
     e.ForkPointDropped: ["cloison-forkpoint-dropped"],
 }
