@@ -207,6 +207,7 @@ umount "$CLOISON_STAGING/base"
 # Stands in for the bootstrap when the packages are in the cache: $1 = their archive.
 FROM_BASE_SCRIPT = r"""#!/bin/sh
 set -eu
+umask 022  # the daemon's own is 077, and directories are made here
 root=$CLOISON_STAGING/root
 mkdir "$root"
 echo "I: unpacking the packages" >&2
@@ -224,6 +225,7 @@ exec sh "$CLOISON_STAGING/assemble" "$root"
 # $1 = the new root. mke2fs copies from a bind mount because $1 itself has /proc, /sys and /dev mounted in it.
 ASSEMBLE_SCRIPT = r"""#!/bin/sh
 set -eu
+umask 022  # the daemon's own is 077, and directories are made here
 root=$1
 tar -C "$root" --numeric-owner -xf "$CLOISON_STAGING/guest.tar"
 chroot "$root" /bin/sh /.cloison-build/configure
