@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from cloison.admin.doorverbs import ClosedDoor, DoorVerbs
 from cloison.admin.own import OwnVerbs
+from cloison.engine.errands import SleepVerbs
 from cloison.engine.inventory import Ledger
 from cloison.engine.properties import Properties
 from cloison.engine.qubes import Qubes
@@ -74,6 +75,7 @@ class Desk:
     properties: Properties
     volumes: Volumes
     running: RunningVerbs
+    sleep: SleepVerbs
     own: OwnVerbs
     imports: Path
     """Private directory for volume data on its way in."""

@@ -131,6 +131,28 @@ async def unpause(desk: Desk, call: Call) -> Answer:
     return ""
 
 
+async def suspend(desk: Desk, call: Call) -> Answer:
+    _require_machine(target(desk, call), "suspended")
+    await desk.sleep.suspend(call.dest)
+    return ""
+
+
+async def resume(desk: Desk, call: Call) -> Answer:
+    _require_machine(target(desk, call), "resumed")
+    await desk.sleep.resume(call.dest)
+    return ""
+
+
+async def before_sleep(desk: Desk, _call: Call) -> Answer:
+    await desk.sleep.before_sleep()
+    return ""
+
+
+async def after_sleep(desk: Desk, _call: Call) -> Answer:
+    await desk.sleep.after_sleep()
+    return ""
+
+
 def _require_machine(qube: Qube, what: str) -> None:
     if not qube.is_machine:
         raise BadRequest(f"{qube.name} cannot be {what}: it is no virtual machine")
@@ -228,8 +250,12 @@ METHODS = (
     _power("Kill", kill, "End a qube at once."),
     _power("Pause", pause, "Stop a qube's processors."),
     _power("Unpause", unpause, "Let a paused qube go on."),
-    _power("Suspend", pause, "Prepare a qube for the sleep of the host (paused)."),
-    _power("Resume", unpause, "Wake a suspended qube."),
+    _power("Suspend", suspend, "Prepare a qube for the sleep of the host, and pause it."),
+    _power("Resume", resume, "Wake a suspended qube: it goes on and gets the time."),
+    Method("internal.SuspendPre", Dest.DOM0, Need.NONE, Need.NONE, Scope.INTERNAL,
+           "The host is about to sleep: running qubes are told, those with devices are paused.", before_sleep),
+    Method("internal.SuspendPost", Dest.DOM0, Need.NONE, Need.NONE, Scope.INTERNAL,
+           "The host has slept: qubes go on, get the time and are told.", after_sleep),
     Method("admin.vm.CurrentState", Dest.ANY, Need.NONE, Need.NONE, Scope.LOCAL_RO,
            "Memory in KiB, its ceiling, processor time in ns and the power state, in one line.", current_state),
     Method("admin.vm.Console", Dest.ANY, Need.NONE, Need.NONE, Scope.LOCAL_RW,

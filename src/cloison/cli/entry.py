@@ -21,7 +21,7 @@ from cloison.cli.session import Session
 from cloison.errors import CloisonError
 
 SECTIONS: dict[str, tuple[str, ...]] = {
-    "Use qubes": ("run", "copy", "list", "start", "shutdown", "restart", "kill", "pause", "unpause", "console"),
+    "Use qubes": ("run", "copy", "apps", "list", "start", "shutdown", "restart", "kill", "pause", "unpause", "console"),
     "Make and change qubes": (
         "create",
         "clone",
@@ -36,7 +36,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "standalone",
     ),
     "Templates and storage": ("template", "forkpoint", "volume", "pool"),
-    "The system": ("system-prefs", "label", "policy", "events", "daemon", "doctor", "bench"),
+    "The system": ("system-prefs", "label", "policy", "events", "clock", "suspend-hooks", "daemon", "doctor", "bench"),
     "Help": ("help", "completion", "version"),
 }
 """Commands by section, in the order of the help. ``NAME`` lives in ``cloison.cli.NAME`` (``-`` written ``_``)."""

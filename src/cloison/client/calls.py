@@ -171,6 +171,11 @@ def power(verb: str, qube: str) -> Call[None]:
     return Call(f"admin.vm.{verb}", qube)
 
 
+def host_sleep(when: str) -> Call[None]:
+    """``when``: pre, post."""
+    return Call(f"internal.Suspend{when.title()}", "dom0")
+
+
 def shutdown(qube: str, *, force: bool = False, wait: bool = False) -> Call[None]:
     flags = [name for name, wanted in (("force", force), ("wait", wait)) if wanted]
     return Call("admin.vm.Shutdown", qube, "+".join(flags))

@@ -1,11 +1,10 @@
-"""What dom0 answers by itself: the Admin API for qubes, reached through the broker after the policy, and the time.
+"""What dom0 answers by itself: the Admin API for qubes, reached through the broker after the policy.
 
 In: calls to dom0 that the broker admitted. Out: answers. May import: admin, qrexec, policy.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator, Mapping
 
 from cloison.admin.dispatch import METHODS, Admin
@@ -27,24 +26,11 @@ def admin_handlers(admin: Admin) -> Mapping[str, Handler]:
     return dict.fromkeys((name for name, row in METHODS.items() if row.scope is not Scope.INTERNAL), serve)
 
 
-async def tell_date(call: ServiceCall, _stdin: bytes) -> AsyncIterator[bytes]:
-    """qubes.GetDate[+nanoseconds]: the time as ``date -u -Iseconds`` (or ``-Ins``) prints it."""
-    if call.argument not in ("", "nanoseconds"):
-        raise BadRequest(f"{call.service} knows no argument {call.argument[:32]!a}")
-    return _date(time.time_ns(), exact=bool(call.argument))
-
-
 async def consent(call: ServiceCall, _stdin: bytes) -> bytes:
     """cloison.Consent+WHAT: a qube asks whether it may. Its rule is "ask": who comes here was told yes."""
     if not call.argument:
         raise BadRequest(f"{call.service} needs an argument that says what for")
     return b""
-
-
-async def _date(now_ns: int, *, exact: bool) -> AsyncIterator[bytes]:
-    seconds, fraction = divmod(now_ns, 10**9)
-    text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
-    yield (text + (f",{fraction:09d}" if exact else "") + "+00:00\n").encode()
 
 
 def may_know(policy: PolicySource, targets: EngineTargets) -> Permits:

@@ -22,13 +22,15 @@ from cloison.admin.server import AdminServer
 from cloison.admin.system import picture_for_policy
 from cloison.daemon.auditing import Auditing
 from cloison.daemon.books import Bookkeeping
-from cloison.daemon.calls import admin_handlers, consent, may_know, tell_date
+from cloison.daemon.calls import admin_handlers, consent, may_know
 from cloison.daemon.door import Door
+from cloison.daemon.guests import guest_handlers, keep_clocks
 from cloison.daemon.own import DaemonVerbs, Facade, build_for_engine, read_boot_files_of
 from cloison.daemon.targets import EngineTargets
 from cloison.drivers.hypervisor.qemu import QemuHypervisor
 from cloison.drivers.state.sqlite import Store
 from cloison.drivers.storage.qcow2 import Qcow2Pool, make_blank, make_layer
+from cloison.engine.errands import Errands
 from cloison.engine.events import EventBus
 from cloison.engine.forkpoints import ForkPoints
 from cloison.engine.inventory import Ledger
@@ -75,6 +77,7 @@ class House:
     templates: Templates
     admin: Admin
     broker: Broker
+    errands: Errands
     stopping: asyncio.Future[bool]
     """Resolved when the daemon shall end; True: its qubes too."""
 
@@ -96,6 +99,8 @@ async def serve(layout: Layout) -> None:
             house.system.own(_autostart(house), "autostart")
             house.system.own(house.templates.resume(), "fork points left over")
             house.system.own(house.templates.follow_removals(), "fork points of removed templates")
+            house.system.own(house.errands.follow(), "errands in running qubes")
+            house.system.own(keep_clocks(house.errands), "clocks")
             kill_qubes = await house.stopping
         if kill_qubes:
             await _kill_all(house.system)
@@ -147,6 +152,8 @@ async def built(layout: Layout) -> AsyncIterator[House]:
         facade = Facade(layout, accelerator, (host := await hypervisor.host()).qemu_text, host.why, time.time())
         own = DaemonVerbs(facade, system, templates, ledger, auditing, lambda kill: _tell(stopping, kill))
         properties = Properties(ledger, system, books.volumes)
+        errands = Errands(system, ledger)
+        stack.push_async_callback(errands.close)
         targets = EngineTargets(system, ledger, books.qubes, lambda: picture_for_policy(desk))
         limits = Limits()
         store_of_policy = PolicyStore(layout.policy, layout.runtime_policy, layout.legacy_policy)
@@ -160,6 +167,7 @@ async def built(layout: Layout) -> AsyncIterator[House]:
             properties,
             books.volumes,
             system,
+            errands,
             own,
             layout.data / "imports",
             may_know(policy, targets),
@@ -169,7 +177,7 @@ async def built(layout: Layout) -> AsyncIterator[House]:
         admin = Admin(desk, auditing.witness)
         builtins = {
             **admin_handlers(admin), **policy_handlers(store_of_policy, policy, targets.system_info),
-            "qubes.GetDate": tell_date, "cloison.Consent": consent,
+            **guest_handlers(ledger, system), "cloison.Consent": consent,
         }  # fmt: skip
         dom0 = Dom0Services(layout.services, builtins, stdin_bytes=limits.builtin_stdin_bytes)
         broker = Broker(
@@ -183,7 +191,7 @@ async def built(layout: Layout) -> AsyncIterator[House]:
         await books.volumes.sweep()
         await recover(system, _read_runs(ledger), _leftovers(ledger))
         await templates.learn_revisions()
-        yield House(layout, ledger, system, templates, admin, broker, stopping)
+        yield House(layout, ledger, system, templates, admin, broker, errands, stopping)
 
 
 def _face(ledger: Ledger, name: str) -> tuple[str, str]:

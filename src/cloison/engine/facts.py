@@ -15,6 +15,7 @@ from cloison.model.properties import properties_of
 AGENT_FEATURE = "qrexec"
 """Set on templates whose guests carry our agent, found through the template chain."""
 SERVICE_PREFIX = "service."
+CONFIG_PREFIX = "vm-config."
 
 
 def facts_of(inventory: Inventory, name: QubeName) -> Facts:
@@ -47,6 +48,10 @@ def facts_of(inventory: Inventory, name: QubeName) -> Facts:
             for key, value in features.items()
             if key.startswith(SERVICE_PREFIX)
         },
+        vm_config={
+            key.removeprefix(CONFIG_PREFIX): value for key, value in features.items() if key.startswith(CONFIG_PREFIX)
+        },
+        template=template.name if (template := inventory.template(name)) else "",
         has_agent=bool(features.get(AGENT_FEATURE)),
         debug=inventory.flag(name, "debug"),
         disposable=qube.klass is Klass.DISPOSABLE,

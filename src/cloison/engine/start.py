@@ -67,6 +67,9 @@ class Facts:
     agent_timeout_s: float
     shutdown_timeout_s: float
     services: Mapping[str, bool] = field(default_factory=dict)
+    vm_config: Mapping[str, str] = field(default_factory=dict)
+    """What the guest's own scripts are told (features vm-config.NAME)."""
+    template: str = ""
     has_agent: bool = True
     debug: bool = False
     disposable: bool = False
@@ -179,6 +182,8 @@ def identity(facts: Facts, *, private_mounted: bool) -> dict[str, Any]:
         "default_user": facts.default_user,
         "timezone": _host_timezone(),
         "services": dict(facts.services),
+        "vm_config": dict(facts.vm_config),
+        "template": facts.template,
         "private": "vdb" if private_mounted else None,
         "volatile": None,
     }

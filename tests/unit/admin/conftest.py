@@ -22,6 +22,8 @@ from cloison.admin.server import AdminServer
 from cloison.drivers.state.sqlite import Store
 from cloison.drivers.storage.base import Chain, VolumeInfo, VolumeSpec
 from cloison.engine import events as e
+from cloison.engine.agent import ServiceResult
+from cloison.engine.errands import Errands
 from cloison.engine.inventory import Ledger
 from cloison.engine.properties import Properties
 from cloison.engine.qubes import Qubes, Wish
@@ -100,6 +102,28 @@ class FakePool:
         return 1000, 10
 
 
+class FakeLink:
+    """An agent that notes which services dom0 ran, and answers as it was told to."""
+
+    def __init__(self) -> None:
+        self.ran: list[tuple[str, str, bytes]] = []
+        self.answer: ServiceResult | BackendFailed = ServiceResult(0, b"", b"")
+
+    async def run_service(
+        self, service: str, *, user: str = "", stdin: bytes = b"", timeout_s: float, max_output_bytes: int = 1 << 20
+    ) -> ServiceResult:
+        self.ran.append((service, user, stdin))
+        if isinstance(self.answer, BackendFailed):
+            raise self.answer
+        return self.answer
+
+    async def control(self, verb: str, fields: Mapping[str, Any], *, timeout_s: float) -> Mapping[str, Any]:
+        return {}
+
+    async def wait_closed(self) -> None: ...
+    async def close(self) -> None: ...
+
+
 class FakeRunning:
     """Seats with power states but no machines."""
 
@@ -107,6 +131,7 @@ class FakeRunning:
         self._ledger = ledger
         self._tmp = tmp
         self.qubes: Qubes | None = None
+        self.links: dict[QubeName, FakeLink] = {}
         self.states: dict[QubeName, PowerState] = {}
         self._locks: dict[QubeName, asyncio.Lock] = {}
 
@@ -169,6 +194,11 @@ class FakeRunning:
             raise QubeNotPaused(f"{name} is not paused")
         self.states[name] = PowerState.RUNNING
         self._ledger.tell(e.QubeUnpaused(name))
+
+    def link(self, name: QubeName) -> FakeLink:
+        if name not in self.states:
+            raise QubeNotRunning(f"{name} is not running")
+        return self.links.setdefault(name, FakeLink())
 
     def console_path(self, name: QubeName) -> Path:
         return self._tmp / f"{name}.console"
@@ -292,7 +322,7 @@ async def build_house(tmp: Path, pool: FakePool | None = None) -> House:
     running.qubes = qubes
     properties = Properties(ledger, running, volumes)
     own = FakeOwn()
-    admin = Admin(Desk(ledger, qubes, properties, volumes, running, own, tmp / "imports"))
+    admin = Admin(Desk(ledger, qubes, properties, volumes, running, Errands(running, ledger), own, tmp / "imports"))
     return House(tmp, store, ledger, pool, running, volumes, properties, qubes, own, admin, now)
 
 

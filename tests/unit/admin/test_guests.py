@@ -1,0 +1,160 @@
+"""What qubes tell dom0 of themselves, and what dom0 has done in them."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from cloison.engine.agent import ServiceResult
+from cloison.engine.announced import accept_apps, accept_features, accept_tools, accept_updates
+from cloison.engine.errands import Errands
+from cloison.errors import BackendFailed, BadRequest
+from cloison.model.classes import Klass
+from cloison.model.names import QubeName
+from cloison.wire.appmenus import load_apps
+
+DEB, WORK = QubeName("deb"), QubeName("work")
+HOSTILE = (
+    b"\xff\xfe",
+    b"no equals sign",
+    b"=1",
+    b"a b=1",
+    b"x=\x1b[31m",
+    b"x=$(reboot)",
+    b"x=" + b"y" * 257,
+    b"x" * 256 + b"=1",
+    b"".join(b"supported-rpc.s%d=1\n" % n for n in range(1025)),
+)
+
+
+async def test_a_template_announces_what_it_can_and_nothing_else(house):
+    accept_features(
+        house.ledger,
+        DEB,
+        b"qrexec=1\nos=Linux\nos-version=13\nvmexec=1\nsupported-service.cups=1\nsupported-rpc.a.B=1\n"
+        b"internal=1\nprohibit-start=no\nservice.cups=1\ngui=0\nupdates-available=1\nsupported-rpc.off=0\n",
+    )
+    assert house.ledger.inventory.qube(DEB).features == {
+        "qrexec": "1",
+        "os": "Linux",
+        "os-version": "13",
+        "vmexec": "1",
+        "supported-service.cups": "1",
+        "supported-rpc.a.B": "1",
+    }
+    accept_features(house.ledger, DEB, b"supported-rpc.c=1\n")
+    features = house.ledger.inventory.qube(DEB).features
+    assert {name for name in features if name.startswith("supported-")} == {"supported-rpc.c"}
+
+
+async def test_what_a_person_switched_off_stays_off(house):
+    await house.ok("admin.vm.feature.Set", "deb", "gui", "")
+    accept_features(house.ledger, DEB, b"gui=1\n")
+    assert house.ledger.inventory.qube(DEB).features["gui"] == ""
+
+
+async def test_an_app_qube_speaks_of_its_services_only(house):
+    accept_features(house.ledger, WORK, b"qrexec=1\nos=Windows\nsupported-service.x=1\nsupported-rpc.mine=1\n")
+    assert house.ledger.inventory.qube(WORK).features == {"supported-rpc.mine": "1"}
+    with pytest.raises(BadRequest):
+        accept_tools(house.ledger, WORK, b"os=Windows\n")
+    accept_tools(house.ledger, DEB, b"os=windows\nqrexec=1\nmore=1\n")
+    assert house.ledger.inventory.qube(DEB).features == {"os": "Windows", "qrexec": "1"}
+
+
+@pytest.mark.parametrize("payload", HOSTILE, ids=lambda payload: repr(payload[:20]))
+async def test_a_payload_that_is_not_honest_changes_nothing(house, payload):
+    with pytest.raises(BadRequest):
+        accept_features(house.ledger, DEB, b"os=Linux\n" + payload)
+    assert house.ledger.inventory.qube(DEB).features == {}
+
+
+async def test_updates_are_noted_where_they_will_be_installed(house):
+
+    def noted() -> str | None:
+        return house.ledger.inventory.qube(DEB).features.get("updates-available")
+
+    accept_updates(house.ledger, house.running, WORK, b"3\n")
+    assert noted() == "1"
+    accept_updates(house.ledger, house.running, WORK, b"0")
+    assert noted() == "1", "an app qube that is up to date may run on an older root"
+    accept_updates(house.ledger, house.running, DEB, b"0\n")
+    assert noted() is None
+    assert "last-updates-check" in house.ledger.inventory.qube(DEB).features
+    await house.running.start(DEB)
+    accept_updates(house.ledger, house.running, WORK, b"3")
+    assert noted() is None, "the template runs: it will say so itself"
+    for payload in (b"", b"-1", b"1e3", b"1\n2", b"9999999", "３".encode(), b"x" * 100_000):
+        with pytest.raises(BadRequest):
+            accept_updates(house.ledger, house.running, DEB, payload)
+
+
+async def test_programs_are_kept_as_one_feature(house):
+    accept_apps(house.ledger, DEB, b"b.desktop:Name=Beta\nb.desktop:Exec=x\na.desktop:Exec=y\na.desktop:Name=A\x1b[m\n")
+    apps = load_apps(house.ledger.inventory.qube(DEB).features["menu-available"])
+    assert [(app.id, app.name) for app in apps] == [("a", "A[m"), ("b", "Beta")]
+    for payload in (b"../x.desktop:Exec=y\n", b"x.desktop:Exec\n", b"garbage\n", b"x" * (1 << 21)):
+        with pytest.raises(BadRequest):
+            accept_apps(house.ledger, DEB, payload)
+    with pytest.raises(BadRequest):
+        accept_apps(house.ledger, WORK, b"")
+
+
+async def test_sleep_is_told_to_every_qube_and_devices_are_stilled(house):
+    await house.create(Klass.APP, "sys-usb")
+    usb = QubeName("sys-usb")
+    with house.ledger.change() as records:
+        records.put_assignment(usb, _pci())
+    await house.running.start(WORK)
+    await house.running.start(usb)
+    await house.ok("internal.SuspendPre")
+    work, holder = house.running.links[WORK], house.running.links[usb]
+    assert [ran[:2] for ran in work.ran] == [("qubes.SuspendPreAll", "root")]
+    assert [ran[0] for ran in holder.ran] == ["qubes.SuspendPreAll", "qubes.SuspendPre"]
+    assert house.running.power_state(usb).value == "Paused"
+    assert house.running.power_state(WORK).value == "Running"
+    work.answer = BackendFailed("silent")
+    holder.ran.clear()
+    await house.ok("internal.SuspendPost")
+    assert house.running.power_state(usb).value == "Running"
+    assert [ran[0] for ran in holder.ran] == ["qubes.SetDateTime", "qubes.SuspendPost", "qubes.SuspendPostAll"]
+    assert holder.ran[0][2].endswith(b"+00:00\n")
+
+
+def _pci():
+    from cloison.model.qube import Assignment
+
+    return Assignment(devclass="pci", backend=QubeName("dom0"), port="00_1f.6", device_id="*", mode="required")
+
+
+async def test_one_qube_is_suspended_and_resumed(house):
+    assert await house.error("admin.vm.Suspend", "work") == "QubesVMNotRunningError"
+    await house.running.start(WORK)
+    await house.ok("admin.vm.Suspend", "work")
+    assert house.running.power_state(WORK).value == "Paused"
+    await house.ok("admin.vm.Resume", "work")
+    ran = [service for service, _, _ in house.running.links[WORK].ran]
+    assert ran == ["qubes.SuspendPreAll", "qubes.SetDateTime", "qubes.SuspendPostAll"]
+    assert await house.error("admin.vm.Resume", "work") == "QubesVMNotPausedError"
+
+
+async def test_clocks_are_set_where_processors_run_and_after_a_pause(house):
+    errands = Errands(house.running, house.ledger)
+    following = asyncio.create_task(errands.follow())
+    await asyncio.sleep(0)
+    await house.running.start(WORK)
+    await house.running.start(DEB)
+    link = house.running.link(WORK)
+    await house.running.pause(WORK)
+    await errands.set_clocks()
+    assert link.ran == []
+    await house.running.unpause(WORK)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert [ran[0] for ran in link.ran] == ["qubes.SetDateTime"]
+    link.answer = ServiceResult(1, b"", b"\x1b[31mno")
+    await errands.set_clocks()
+    assert "qubes.PostInstall" in [ran[0] for ran in house.running.link(DEB).ran], "a template says what it can"
+    following.cancel()
+    await errands.close()
