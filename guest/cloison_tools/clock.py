@@ -14,7 +14,7 @@ def sync_clock(arguments: list[str]) -> int:
         complain("usage: qvm-sync-clock")
         return 1
     try:
-        call = RemoteCall("dom0", "qubes.GetDate+nanoseconds")
+        call = RemoteCall("@default", "qubes.GetDate+nanoseconds")
         call.connect()
         code, answer = call.feed(iter([]), MAX_ANSWER_BYTES)
     except CallRefused:
