@@ -26,7 +26,8 @@ else:  # generic since click 8.4 only
 COMPLETION_TIMEOUT_S = 1.0
 
 
-def _ask(question: Callable[[], Sequence[tuple[str, str]]], incomplete: str) -> list[CompletionItem]:
+def complete_from(question: Callable[[], Sequence[tuple[str, str]]], incomplete: str) -> list[CompletionItem]:
+    """What begins with the incomplete word, of (value, note) pairs; nothing if the question fails."""
     try:
         found = question()
     except Exception:  # border: a shell waits; no answer is better than a traceback
@@ -57,7 +58,7 @@ class QubeType(TextType):
             rows = Client(start_daemon=False).do(calls.list_states(), timeout_s=COMPLETION_TIMEOUT_S)
             return [(r.name, f"{r.klass}, {r.state}") for r in rows if not self.classes or r.klass in self.classes]
 
-        return _ask(question, incomplete)
+        return complete_from(question, incomplete)
 
 
 class LabelType(TextType):
@@ -70,7 +71,7 @@ class LabelType(TextType):
             labels = Client(start_daemon=False).do(calls.label_list(), timeout_s=COMPLETION_TIMEOUT_S)
             return [(label, "") for label in labels]
 
-        return _ask(question, incomplete)
+        return complete_from(question, incomplete)
 
 
 class PropertyType(TextType):
@@ -86,7 +87,7 @@ class PropertyType(TextType):
             names = client.do(calls.property_list(ctx.params.get("qube")), timeout_s=COMPLETION_TIMEOUT_S)
             return [(name, "") for name in names]
 
-        return _ask(question, incomplete)
+        return complete_from(question, incomplete)
 
 
 class VolumeType(PairType):

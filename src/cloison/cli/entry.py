@@ -36,7 +36,8 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "standalone",
     ),
     "Templates and storage": ("template", "forkpoint", "volume", "pool"),
-    "The system": ("system-prefs", "label", "policy", "events", "clock", "suspend-hooks", "daemon", "doctor", "bench"),
+    "Who may call whom": ("policy", "limits", "calls", "ask-agent"),
+    "The system": ("system-prefs", "label", "events", "clock", "suspend-hooks", "daemon", "doctor", "bench"),
     "Help": ("help", "completion", "version"),
 }
 """Commands by section, in the order of the help. ``NAME`` lives in ``cloison.cli.NAME`` (``-`` written ``_``)."""

@@ -18,6 +18,7 @@ import click
 
 from cloison.cli.command import group, json_option, subcommand
 from cloison.cli.session import Session
+from cloison.client.framing import printable
 from cloison.errors import BadRequest, CloisonError
 from cloison.policy.errors import PolicyError
 from cloison.policy.ruleset import BrokenPolicy, PolicySet
@@ -395,6 +396,31 @@ def edit_policy(session: Session, name: str) -> None:
             if not sys.stdin.isatty() or not click.confirm("Edit again?", default=True, err=True):
                 raise click.exceptions.Exit(1) from None
             text = edited
+
+
+@subcommand(COMMAND, "apply", examples=(
+    ("cloison policy apply --revoke --dry-run", "which running calls would the policy of now not let in?"),
+    ("cloison policy apply --revoke", "end them"),
+))  # fmt: skip
+@click.option("--revoke", is_flag=True, help="End running calls that the policy of now would not let in as they were.")
+@click.option("--dry-run", is_flag=True, help="Only say which.")
+@json_option
+def apply_policy(session: Session, revoke: bool, dry_run: bool, as_json: bool) -> None:
+    """Hold running calls against the policy as it is now. New calls need nothing: each asks the files of its moment."""
+    from cloison.client import calls
+
+    ended = session.do(calls.policy_apply(dry_run=dry_run or not revoke))
+    if as_json:
+        session.show_json(ended)
+        return
+    verb = "ended" if revoke and not dry_run else "would end"
+    for row in ended:
+        target = row["target"] or row["requested_target"] or "@default"
+        click.echo(printable(f"{verb}: {row['id']} {row['source']} to {target}: {row['service']} ({row['reason']})"))
+    if not ended:
+        session.say("every running call is still allowed")
+    elif not revoke:
+        session.say("they go on; `cloison policy apply --revoke` ends them")
 
 
 def _read_input(file: Path) -> bytes:

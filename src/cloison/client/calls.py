@@ -366,3 +366,35 @@ def daemon_status() -> Call[Json]:
 
 def daemon_stop(*, kill_qubes: bool = False) -> Call[Json]:
     return Call("cloison.daemon.Stop", "dom0", payload=_dump({"kill_qubes": kill_qubes}), parse=_object)
+
+
+# --- the door: running calls, questions ---
+
+
+def call_list() -> Call[list[Json]]:
+    return Call("cloison.call.List", "dom0", parse=_rows)
+
+
+def call_follow() -> Call[bytes]:
+    """A stream: events whose field ``json`` is the call."""
+    return Call("cloison.call.Follow", "dom0", parse=bytes)
+
+
+def call_kill(number: int) -> Call[Json]:
+    return Call("cloison.call.Kill", "dom0", payload=_dump({"id": number}), parse=_object)
+
+
+def policy_apply(*, dry_run: bool) -> Call[list[Json]]:
+    """The calls that end (or would)."""
+    return Call("cloison.policy.Apply", "dom0", payload=_dump({"dry_run": dry_run}), parse=_rows)
+
+
+def ask_listen() -> Call[bytes]:
+    """A stream: events ``prompt``, ``gone``, ``notice`` and ``ready``, whose field ``json`` tells more."""
+    return Call("cloison.ask.Listen", "dom0", parse=bytes)
+
+
+def ask_answer(prompt_id: str, chosen: str | None, *, by: str, line: str | None = None) -> Call[Json]:
+    wish = {"id": prompt_id, "allow": chosen, "by": by, "remember": line}
+    wish = {key: value for key, value in wish.items() if value is not None}
+    return Call("cloison.ask.Answer", "dom0", payload=_dump(wish), parse=_object)

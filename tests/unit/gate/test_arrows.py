@@ -31,6 +31,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
 EXCEPTIONS = {
     "cli/daemon.py": ("cloison.daemon",),
     "cli/policy.py": ("cloison.policy",),
+    "cli/limits.py": ("cloison.policy",),
     "templates/importer.py": ("cloison.drivers.storage.qcow2format",),
 }
 STANDARD_LIBRARY_ONLY = ("wire", "model", "policy")
