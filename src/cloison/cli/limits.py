@@ -15,7 +15,7 @@ COMMAND = group("limits", examples=(
     ("cloison limits list", "the rules in reading order, the built-in ones last"),
     ("cloison limits check", "are the files right?"),
 ))(lambda: None)  # fmt: skip
-COMMAND.help = "Limits of calls: how many at once, how often, how many bytes, how long. Files: limits.d/NAME.limits"
+COMMAND.help = "Limits of calls: how many at once, how often, how many bytes, how long (files limits.d/NAME.limits)."
 
 
 @subcommand(COMMAND, "list", examples=(("cloison limits list", "for each kind of limit the first match wins"),))
