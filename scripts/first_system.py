@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from cloison.client import unit
 from cloison.layout import Layout
 
 TOP = Path(__file__).parents[1]
@@ -34,20 +34,6 @@ QUBES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("vault", "black", ("--prop", "netvm=")),
 )
 """Name, label, further options. The vault never has a network."""
-UNIT = """\
-[Unit]
-Description=Cloison: this user's qubes
-Documentation=file://{top}/README.md
-
-[Service]
-ExecStart={python} -m cloison.daemon
-# Qubes outlive the daemon: a new one finds them again.
-KillMode=process
-Restart=on-failure
-
-[Install]
-WantedBy=default.target
-"""
 
 
 class Quickstart:
@@ -81,27 +67,10 @@ class Quickstart:
         return json.loads(self.cloison(*arguments, "--json"))
 
 
-def install_unit(quickstart: Quickstart) -> None:
-    """Where a systemd user manager runs, the daemon is its service; elsewhere the first command starts it."""
-    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
-    if os.environ.get("CLOISON_ROOT") or not runtime or not Path(runtime, "systemd", "private").exists():
-        return
-    unit = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config", "systemd/user/cloisond.service")
-    text = UNIT.format(top=TOP, python=sys.executable)
-    if unit.exists() and unit.read_text() == text:
-        return
-    unit.parent.mkdir(parents=True, exist_ok=True)
-    unit.write_text(text)
-    for verb in (["daemon-reload"], ["enable", "cloisond.service"]):
-        subprocess.run(
-            ["systemctl", "--user", *verb], check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-    quickstart.console.print(f"  the daemon is your own systemd service now: {unit}")
-
-
 def make_system(quickstart: Quickstart, mirror: str) -> None:
     with quickstart.step("start the daemon"):
-        install_unit(quickstart)
+        if unit.has_manager():
+            quickstart.cloison("daemon", "install", shown=True)
         quickstart.cloison("daemon", "start")
     qubes = {qube["name"]: qube for qube in quickstart.json("list")}
     if TEMPLATE not in qubes:

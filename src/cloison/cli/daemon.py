@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import time
 from typing import Any
@@ -12,10 +13,11 @@ from cloison.cli.command import group, json_option, subcommand
 from cloison.cli.power import shut_down_all
 from cloison.cli.session import Session
 from cloison.cli.table import human_bytes, human_seconds
-from cloison.client import calls
+from cloison.client import calls, unit
 from cloison.client.connection import Client
 from cloison.client.failures import DaemonUnreachable, OutcomeUnknown
 from cloison.client.spawn import is_listening, is_locked, start_daemon
+from cloison.errors import BadRequest
 
 COMMAND = group("daemon", examples=(("cloison daemon status", "is it there, and where"),))(lambda: None)
 COMMAND.help = """Start, stop and watch the daemon (cloisond).
@@ -82,6 +84,32 @@ def restart(session: Session) -> None:
     stop_daemon(session, shutdown=False, kill=False)
     start_daemon(session.layout)
     session.say("the daemon is running")
+
+
+@subcommand(COMMAND, "install", examples=(
+    ("cloison daemon install", "your session starts it, and it is started again should it fail"),
+))  # fmt: skip
+def install(session: Session) -> None:
+    """Make the daemon your own systemd service.
+
+    Without it every command starts the daemon when it is needed; that is enough in containers and where there is no
+    systemd. `loginctl enable-linger` keeps it, and your qubes, after you log out.
+    """
+    if not unit.has_manager():
+        raise BadRequest(
+            "no systemd user manager serves this system",
+            hint="the daemon starts by itself with the first command"
+            if not os.environ.get("CLOISON_ROOT")
+            else "a system that CLOISON_ROOT moved is never a service",
+        )
+    installed = unit.install()
+    session.say(f"the daemon is your own systemd service{'' if installed else ' already'}: {unit.unit_path()}")
+
+
+@subcommand(COMMAND, "uninstall", examples=(("cloison daemon uninstall", "a running one goes on"),))
+def uninstall(session: Session) -> None:
+    """Undo `cloison daemon install`."""
+    session.say("the daemon is no service any more" if unit.uninstall() else "the daemon was no service")
 
 
 @subcommand(COMMAND, "status", examples=(("cloison daemon status --json", "for scripts; exit code 1: not running"),))

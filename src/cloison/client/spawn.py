@@ -1,6 +1,6 @@
 """Starting the daemon when nobody answers.
 
-In: a layout. Out: a daemon that accepts connections, or DaemonUnreachable. May import: client, layout.
+In: a layout. Out: a daemon that accepts connections, or DaemonUnreachable. May import: client, errors, layout.
 
 Under a systemd user manager that really runs, the user's unit is started; elsewhere the daemon becomes a process of
 its own session. Two callers at once are fine: the daemon holds a lock, the loser's copy ends, both find the winner.
@@ -16,14 +16,17 @@ import sys
 import time
 from pathlib import Path
 
+from cloison.client import unit
 from cloison.client.failures import DaemonUnreachable
+from cloison.errors import BackendFailed
 from cloison.layout import Layout
 
 START_TIMEOUT_S = 30.0
 """Python's start, opening the database and finding running qubes again take below 2 s; a slow disk may add."""
 POLL_S = 0.02
 RETRY_S = 0.2
-UNIT = "cloisond.service"
+UNIT_RETRY_S = 2.0
+"""For systemd a daemon that is just ending still runs, and starting it does nothing."""
 PATH_SETTINGS = ("CLOISON_ROOT", "CLOISON_CACHE")
 
 
@@ -32,10 +35,9 @@ def start_daemon(layout: Layout, *, also: Path | None = None) -> None:
 
     DaemonUnreachable with the log's last line otherwise.
     """
-    process = None
-    if not _start_unit(layout):
-        process = _spawn(layout)
+    process = None if _start_unit() else _spawn(layout)
     deadline = time.monotonic() + START_TIMEOUT_S
+    ask_again = time.monotonic() + UNIT_RETRY_S
     while time.monotonic() < deadline:
         if is_listening(layout.admin_socket) and (also is None or also.exists()):
             return
@@ -44,6 +46,9 @@ def start_daemon(layout: Layout, *, also: Path | None = None) -> None:
                 break
             time.sleep(RETRY_S)  # another one holds the lock: it is starting too, about to end, or lost its sockets
             process = _spawn(layout)
+        if process is None and time.monotonic() > ask_again:
+            ask_again += UNIT_RETRY_S
+            process = None if _start_unit() else _spawn(layout)
         time.sleep(POLL_S)
     reason = f": {last}" if (last := _last_line(layout.log)) else ""
     raise DaemonUnreachable(f"the daemon did not start{reason}", hint=f"see {layout.log}, or `cloison doctor`")
@@ -72,26 +77,14 @@ def is_locked(lock: Path) -> bool:
     return False
 
 
-def has_user_manager() -> bool:
-    """A systemd user manager runs for us and knows our unit."""
-    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
-    if os.environ.get("CLOISON_ROOT") or not runtime or not Path(runtime, "systemd", "private").exists():
-        return False
-    config = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
-    return (config / "systemd" / "user" / UNIT).exists()
-
-
-def _start_unit(layout: Layout) -> bool:
-    if not has_user_manager():
+def _start_unit() -> bool:
+    if not unit.is_installed():
         return False
     try:
-        command = ["systemctl", "--user", "start", UNIT]
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=START_TIMEOUT_S, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        unit.run_systemctl("start", unit.UNIT)
+    except BackendFailed:  # a manager that is about to end, say: the daemon does not need one
         return False
-    return done.returncode == 0
+    return True
 
 
 def _spawn(layout: Layout) -> subprocess.Popen[bytes]:
