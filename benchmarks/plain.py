@@ -19,7 +19,14 @@ from pathlib import Path
 from benchmarks.processes import Process, find_process
 from benchmarks.system import DISPOSABLES, System
 from cloison.drivers.hypervisor.base import MachineSpec
-from cloison.drivers.hypervisor.plan import AGENT_PORT, CODE_CACHE_MIB, Host, cpu_model, plan_kernel_options
+from cloison.drivers.hypervisor.plan import (
+    AGENT_PORT,
+    CODE_CACHE_MIB,
+    Host,
+    cpu_model,
+    emulation_threads,
+    plan_kernel_options,
+)
 from cloison.drivers.hypervisor.probe import find_host
 from cloison.templates.build import Image, ImageRequest, build_image
 from cloison.wire import (
@@ -74,7 +81,7 @@ class PlainPeer:
 
     def _command(self, directory: Path, overlay: Path) -> list[str]:
         spec, host = self._spec, self.host
-        threads = "multi" if spec.vcpus > 1 else "single"
+        threads = emulation_threads(spec.vcpus, host.qemu_version)
         accelerator = "kvm" if host.accelerator.value == "kvm" else f"tcg,tb-size={CODE_CACHE_MIB},thread={threads}"
         return [
             *["qemu-system-x86_64", "-machine", "q35", "-accel", accelerator, "-cpu", cpu_model(host)],

@@ -231,13 +231,8 @@ def remember_system(bare_system: LiveSystem, pytestconfig: pytest.Config) -> Non
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Root runs the smoke test of the root path and no other live test; everybody else runs the others.
-
-    The KVM stage (`./test --kvm`) is left out unless asked for: the emulated PC's own kernel panicked in some runs.
-    """
+    """Root runs the smoke test of the root path and no other live test; everybody else runs the others."""
     live = [item for item in items if item.path.is_relative_to(Path(__file__).parent)]
     unfit = [item for item in live if (item.path.name == "test_root_path.py") != (os.getuid() == 0)]
-    if not os.environ.get("CLOISON_TEST_KVM"):
-        unfit += [item for item in live if item.path.name == "test_kvm_pc.py" and item not in unfit]
     config.hook.pytest_deselected(items=unfit)
     items[:] = [item for item in items if item not in unfit]
