@@ -69,7 +69,7 @@ def _load() -> None:
         own=", ".join(elements),
         jumps="".join(f'    iifname "{link.interface}" jump {link.interface}\n' for link in _links.links),
         chains="".join(
-            f"  chain {link.interface} {{ {'accept' if link.interface in _open else 'drop'} }}\n"
+            f"  chain {link.interface} {{ {'accept' if link.interface in _open else 'drop'}; }}\n"
             for link in _links.links
         ),
         resolvers="".join(

@@ -151,6 +151,8 @@ def _about_the_rest(event: e.Event) -> Iterator[Record]:
             yield _of(None, "pool-delete", pool=pool)
         case e.NetvmConnected(qube, client):
             yield _of(qube, "net-domain-connect", vm=client)
+        case e.QubeNetworkFailed(qube, reason):
+            yield _of(qube, "cloison-network-failed", reason=reason)
         case e.VolumeImportBegun(qube, volume, size_bytes):
             yield _of(qube, "domain-volume-import-begin", volume=volume, size=size_bytes)
         case e.VolumeImportEnded(qube, volume, success):

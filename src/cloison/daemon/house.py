@@ -28,6 +28,7 @@ from cloison.daemon.guests import guest_handlers, keep_clocks
 from cloison.daemon.own import DaemonVerbs, Facade, build_for_engine, read_boot_files_of
 from cloison.daemon.targets import EngineTargets
 from cloison.drivers.hypervisor.qemu import QemuHypervisor
+from cloison.drivers.network.ways_out import HostWaysOut
 from cloison.drivers.state.sqlite import Store
 from cloison.drivers.storage.qcow2 import Qcow2Pool, make_blank, make_layer
 from cloison.engine.errands import Errands
@@ -35,6 +36,7 @@ from cloison.engine.events import EventBus
 from cloison.engine.forkpoints import ForkPoints
 from cloison.engine.inventory import Ledger
 from cloison.engine.kernels import Kernels
+from cloison.engine.network import Network
 from cloison.engine.properties import Properties
 from cloison.engine.qubes import Qubes
 from cloison.engine.recover import recover
@@ -46,6 +48,8 @@ from cloison.engine.volumes import PoolDriver, Volumes
 from cloison.errors import CloisonError
 from cloison.layout import Layout
 from cloison.model.classes import Klass
+from cloison.model.firewall import DEFAULT_RULES, unexpired
+from cloison.model.inventory import Inventory
 from cloison.model.names import QubeName
 from cloison.model.qube import Pool
 from cloison.policy import PolicySource, install_defaults
@@ -146,12 +150,15 @@ async def built(layout: Layout) -> AsyncIterator[House]:
             system, ledger, books.qubes, functools.partial(build_for_engine, layout.cache), read_boot_files_of
         )
         committed.append(templates)
+        network = Network(system, lambda: ledger.inventory, HostWaysOut(), rules_in_force)
+        system.cables = network
         books.volumes.root_changed = templates.committed
 
         stopping: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         facade = Facade(layout, accelerator, (host := await hypervisor.host()).qemu_text, host.why, time.time())
         own = DaemonVerbs(facade, system, templates, ledger, auditing, lambda kill: _tell(stopping, kill))
         properties = Properties(ledger, system, books.volumes)
+        properties.follow_netvm = network.settle
         errands = Errands(system, ledger)
         stack.push_async_callback(errands.close)
         targets = EngineTargets(system, ledger, books.qubes, lambda: picture_for_policy(desk))
@@ -190,6 +197,8 @@ async def built(layout: Layout) -> AsyncIterator[House]:
         auditing.begin()
         await books.volumes.sweep()
         await recover(system, _read_runs(ledger), _leftovers(ledger))
+        await network.recover()
+        system.own(network.follow(ledger.bus.subscribe()), "changes of the network")
         await templates.learn_revisions()
         yield House(layout, ledger, system, templates, admin, broker, errands, stopping)
 
@@ -199,6 +208,11 @@ def _face(ledger: Ledger, name: str) -> tuple[str, str]:
     inventory = ledger.inventory
     qube = inventory.qubes.get(QubeName(name))
     return (qube.label, inventory.label(qube.label).colour) if qube is not None else ("", "")
+
+
+def rules_in_force(inventory: Inventory, name: QubeName) -> str:
+    """A qube's firewall rules as of now."""
+    return unexpired(inventory.qube(name).firewall or DEFAULT_RULES, time.time())
 
 
 def _tell(stopping: asyncio.Future[bool], kill_qubes: bool) -> None:

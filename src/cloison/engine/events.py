@@ -230,6 +230,13 @@ class NetvmConnected(QubeEvent):
     client: QubeName
 
 
+@dataclass(frozen=True)
+class QubeNetworkFailed(QubeEvent):
+    """Its cable is closed although it should be open."""
+
+    reason: str
+
+
 # -- volumes -------------------------------------------------------------------------------------------------------
 
 

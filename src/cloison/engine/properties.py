@@ -6,7 +6,7 @@ what else changed because of it, what was set (Admin API notes, section 4.11). M
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 
 from cloison.drivers.state.base import Transaction
 from cloison.engine import events as e
@@ -61,6 +61,8 @@ class Properties:
         self._ledger = ledger
         self._seats = seats
         self._volumes = volumes
+        self.follow_netvm: Callable[[QubeName], Awaitable[None]] = _nobody_follows
+        """Makes a running qube's cable what its netvm now is."""
 
     async def set(self, name: QubeName, property_name: str, untrusted_text: str) -> None:
         """Set it, explicitly, also to the value it has. Raises what ``model.rules`` raises."""
@@ -73,6 +75,8 @@ class Properties:
                 await self._volumes.follow_template(name)
         else:
             self._set(name, prop, value)
+        if property_name == "netvm":
+            await self.follow_netvm(name)
 
     def _set(self, name: QubeName, prop: Property, value: Value) -> None:
         before = self._ledger.inventory
@@ -103,6 +107,8 @@ class Properties:
             caused = list(_side_changes(records, qube, prop, before.default_value(name, prop), old))
         caused += _inherited(self._ledger.inventory, name, prop, old)
         self._ledger.tell(*caused, e.PropertyReset(name, prop.name, old))
+        if property_name == "netvm":
+            await self.follow_netvm(name)
 
     # -- the system's own ------------------------------------------------------------------------------------------
 
@@ -131,6 +137,9 @@ class Properties:
             caused = list(_setting_side_changes(records, before, prop, after, old))
         caused += _followers(before, self._ledger.inventory, prop)
         self._ledger.tell(*caused, e.PropertyReset(None, prop.name, old))
+
+
+async def _nobody_follows(name: QubeName) -> None: ...
 
 
 def _find_setting(property_name: str) -> Property:

@@ -75,6 +75,33 @@ class Books(Protocol):
         ...
 
 
+class Cables(Protocol):
+    """Who joins running qubes to their netvms."""
+
+    async def before_start(self, name: QubeName) -> None:
+        """Whatever must run before the qube may start; CloisonError if that cannot be."""
+        ...
+
+    async def started(self, name: QubeName) -> None:
+        """The qube runs and its agent knows who it is. Raises nothing."""
+        ...
+
+    def stopped(self, name: QubeName) -> None:
+        """Its machine is gone."""
+        ...
+
+    def unpaused(self, name: QubeName) -> None: ...
+
+
+class NoCables:
+    """Nobody has a network."""
+
+    async def before_start(self, name: QubeName) -> None: ...
+    async def started(self, name: QubeName) -> None: ...
+    def stopped(self, name: QubeName) -> None: ...
+    def unpaused(self, name: QubeName) -> None: ...
+
+
 @dataclass
 class _Seat:
     """One qube's place: its lock, and its run while it lives."""
@@ -93,6 +120,7 @@ class System:
         self.ground = ground
         self.books = books
         self._on_committed = on_committed
+        self.cables: Cables = NoCables()
         self._seats: dict[QubeName, _Seat] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self.power_changes = 0
@@ -158,6 +186,7 @@ class System:
             start_id = str(uuid.uuid4())
             self.books.say(QubeStartRequested(name, start_id, facts.memory_mib))
             try:
+                await self.cables.before_start(name)
                 live = await launch(
                     self.ground, facts, call_owned=call_owned, on_spawned=lambda: self._say_spawned(name, start_id)
                 )
@@ -169,6 +198,10 @@ class System:
             self.seat(live, PowerState.RUNNING)
             self.books.say(QubeStarted(name, start_id))
             log.info("%s started (%s)", name, live.run.mode.value)
+        if call_owned:
+            self.own(self.cables.started(name), f"cable of {name}")
+        else:
+            await self.cables.started(name)
 
     def _say_spawned(self, name: QubeName, start_id: str) -> None:
         for event in (QubeFilesVerified(name), QubeSpawnRequested(name, start_id), QubeSpawned(name, start_id)):
@@ -237,6 +270,7 @@ class System:
             self._write_paused(live, paused=False)
             self._turn_to(seat, PowerState.RUNNING)
             self.books.say(QubeUnpaused(name))
+        self.cables.unpaused(name)
 
     async def grow_disk(self, name: QubeName, volume: str, size_bytes: int) -> None:
         """The volume became larger: tell the machine, and the guest, which then grows its file system."""
@@ -302,6 +336,7 @@ class System:
         finally:
             seat.live = None
             self._turn_to(seat, PowerState.HALTED)
+            self.cables.stopped(name)
         self.books.say(QubeStopped(name, reason.value))
         if live.facts.kept_root:
             self._on_committed(name)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from cloison.errors import BadPropertyValue, QubeInUse, QubeNotHalted, StorageNotFound
+from cloison.errors import BadPropertyValue, QubeInUse, QubeNotHalted, QubeNotStarted, StorageNotFound
 from cloison.model.classes import Klass
 from cloison.model.inventory import Inventory
 from cloison.model.names import QubeName
@@ -123,9 +123,14 @@ def _check_no_loop(inventory: Inventory, qube: Qube, value: Value) -> None:
         )
 
 
-def _check_netvm(inventory: Inventory, qube: Qube, value: Value, _running: frozenset[QubeName]) -> None:
+def _check_netvm(inventory: Inventory, qube: Qube, value: Value, running: frozenset[QubeName]) -> None:
     _check_provides_network(inventory, value)
     _check_no_loop(inventory, qube, value)
+    if isinstance(value, str) and qube.name in running and value not in running:
+        raise QubeNotStarted(
+            f"{value} is not running, so it cannot become the netvm of {qube.name}, which is",
+            hint=f"`cloison start {value}` first",
+        )
 
 
 def _check_provider(inventory: Inventory, qube: Qube, value: Value, _running: frozenset[QubeName]) -> None:

@@ -53,6 +53,7 @@ NAMES = {
     e.QubeUnpaused: ["domain-pre-unpaused", "domain-unpaused"],
     e.QubeResumed: ["domain-resumed"],
     e.NetvmConnected: ["net-domain-connect"],
+    e.QubeNetworkFailed: ["cloison-network-failed"],
     e.VolumeImportBegun: ["domain-volume-import-begin"],
     e.VolumeImportEnded: ["domain-volume-import-end"],
     e.VolumeCloned: ["domain-import-volume"],

@@ -12,7 +12,12 @@ import pytest
 TOP = Path(__file__).parents[3]
 OURS = ("cloison.layout", "cloison.errors", "cloison.__version__")
 """What every room may import; the bare ``import cloison`` (to know where the package lies) brings no code."""
-DRIVER_INTERFACES = ("cloison.drivers.hypervisor.base", "cloison.drivers.storage.base", "cloison.drivers.state.base")
+DRIVER_INTERFACES = (
+    "cloison.drivers.hypervisor.base",
+    "cloison.drivers.network.base",
+    "cloison.drivers.storage.base",
+    "cloison.drivers.state.base",
+)
 HOST_PROBES = (*DRIVER_INTERFACES, "cloison.drivers.hypervisor.probe", "cloison.drivers.hypervisor.jail")
 ARROWS: dict[str, tuple[str, ...]] = {
     "wire": (),

@@ -55,6 +55,42 @@ class MachineSpec:
     of its own, which costs time and memory and denies others the timing of shared pages."""
 
 
+class Framing(Enum):
+    """How packets travel on a network card's descriptor."""
+
+    PACKETS = "packets"
+    """A datagram socket: each packet is one message, nothing can get out of step."""
+    STREAM = "stream"
+    """A stream socket: each packet follows its length (four bytes, big-endian)."""
+
+
+class Place(Enum):
+    """Where in a machine a network card goes."""
+
+    UPLINK = "uplink"
+    """One of the few ports that each machine has for anything."""
+    DOWNLINK = "downlink"
+    """Behind the bridges that hold a netvm's cards for its clients."""
+
+
+@dataclass(frozen=True)
+class Nic:
+    """A network card to be plugged into a running machine."""
+
+    name: str
+    """Unique in the machine: letters and digits."""
+    link: str
+    """Identity of the cable, the same at both its ends; letters and digits. ``Machine.nics`` tells it later."""
+    mac: str
+    mtu: int
+    descriptor: int
+    """One end of a socket pair (or a connected socket). The machine gets a copy; the caller closes this one."""
+    place: Place = Place.UPLINK
+    framing: Framing = Framing.PACKETS
+    open: bool = True
+    """False: nothing passes in either direction until ``open_nic``."""
+
+
 @dataclass(frozen=True)
 class Frozen:
     """A fork point's files: guest memory and device state, made under ``machine_key``."""
@@ -105,6 +141,24 @@ class Machine(Protocol):
 
     async def grow_disk(self, slot: str, size_bytes: int) -> None:
         """Make a disk larger while the guest runs; the guest is told by its hardware."""
+        ...
+
+    async def add_nic(self, nic: Nic) -> None:
+        """Plug a network card in; the guest finds it in its own time. BackendFailed: there is none, no place is free,
+        or one of that name is there."""
+        ...
+
+    async def remove_nic(self, name: str) -> None:
+        """Cut the cable at once, then unplug the card. BackendFailed if the guest does not let go of the card; the
+        cable is cut all the same. No error if there is no such card."""
+        ...
+
+    async def open_nic(self, name: str, *, open: bool) -> None:
+        """Let packets pass, or nothing in either direction."""
+        ...
+
+    async def nics(self) -> Mapping[str, str]:
+        """Names of the plugged cards, and the links of their cables (empty: the cable is cut)."""
         ...
 
     async def memory_kib(self) -> int:

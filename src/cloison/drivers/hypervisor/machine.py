@@ -20,9 +20,10 @@ from typing import Any
 
 from qemu.qmp import EventListener, ExecuteError, Message, QMPClient, QMPError, Runstate
 
-from cloison.drivers.hypervisor.base import Frozen, StopReason
+from cloison.drivers.hypervisor.base import Frozen, Nic, StopReason
 from cloison.drivers.hypervisor.console import ConsolePump
 from cloison.drivers.hypervisor.launch import AGENT_SOCKET, CONSOLE_LOG, CONSOLE_PORT, CONSOLE_SOCKET, QMP_SOCKET
+from cloison.drivers.hypervisor.nics import Nics
 from cloison.drivers.hypervisor.process import ProcessWatch, read_boot_id
 from cloison.errors import BackendFailed, QubeNotRunning
 
@@ -33,7 +34,7 @@ COMMAND_TIMEOUT_S = 30.0
 """QEMU answers within milliseconds; on a host that swaps it may take seconds."""
 CONNECT_TIMEOUT_S = 60.0
 FREEZE_TIMEOUT_S = 300.0
-EVENTS = ("SHUTDOWN", "GUEST_PANICKED", "RESUME", "BLOCK_IO_ERROR")
+EVENTS = ("SHUTDOWN", "GUEST_PANICKED", "RESUME", "BLOCK_IO_ERROR", "DEVICE_DELETED")
 ROOM_RETRY_S, ROOM_SETTLE_S = 5.0, 0.5
 """How often a guest that met a full disk tries again, and how soon it would meet it again."""
 RESTORE_POLL_S = 0.002
@@ -63,6 +64,7 @@ class QemuMachine:
         self._is_paused = False
         self._waits_for_room: asyncio.Task[None] | None = None
         self._end: asyncio.Task[StopReason] | None = None
+        self._nics = Nics(name, self._execute, self._send_descriptor)
 
     @property
     def record(self) -> Mapping[str, str | int]:
@@ -150,6 +152,18 @@ class QemuMachine:
     async def grow_disk(self, slot: str, size_bytes: int) -> None:
         await self._execute("block_resize", {"node-name": f"{slot}0", "size": size_bytes})
 
+    async def add_nic(self, nic: Nic) -> None:
+        await self._nics.add(nic)
+
+    async def remove_nic(self, name: str) -> None:
+        await self._nics.remove(name)
+
+    async def open_nic(self, name: str, *, open: bool) -> None:
+        await self._nics.open(name, open=open)
+
+    async def nics(self) -> Mapping[str, str]:
+        return await self._nics.all()
+
     async def memory_kib(self) -> int:
         return self._watch.memory_kib()
 
@@ -216,6 +230,8 @@ class QemuMachine:
                 self._reason = StopReason.GUEST_REBOOT
             case "SHUTDOWN", {"guest": True} if self._reason is None:
                 self._reason = StopReason.GUEST_POWEROFF
+            case "DEVICE_DELETED", {"device": device}:
+                self._nics.note_gone(device)
         return False
 
     def _wait_for_room(self, details: Mapping[str, Any]) -> None:
@@ -260,6 +276,15 @@ class QemuMachine:
             raise BackendFailed(f"QEMU of {self.name} did not answer {command} in {COMMAND_TIMEOUT_S:.0f} s") from None
         except (QMPError, EOFError, OSError) as error:
             raise QubeNotRunning(f"{self.name} ended during {command}") from error
+
+    def _send_descriptor(self, fd: int) -> None:
+        """QEMU keeps a copy for the next command, which must take it (``getfd``)."""
+        if self._qmp is None or self._watch.is_gone:
+            raise QubeNotRunning(f"{self.name} is not running")
+        try:
+            self._qmp.send_fd_scm(fd)
+        except (OSError, AssertionError) as error:
+            raise QubeNotRunning(f"{self.name} is not running") from error
 
     async def _restore(self, device_state_fd: int) -> None:
         """Load the device state (memory is mapped already); QEMU then starts the guest by itself."""

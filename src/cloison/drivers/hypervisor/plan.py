@@ -22,7 +22,12 @@ CHANNEL_ADDRESS = "05.0"
 RNG_ADDRESS = "06.0"
 BALLOON_ADDRESS = "07.0"
 HOTPLUG_PORTS = 4
-"""Spare PCIe root ports: a NIC, a few downlinks. Each costs guest start time, so not more."""
+"""Spare PCIe root ports: a network card, devices. Each costs guest start time, so not more."""
+BRIDGES = 2
+BRIDGE_SLOTS = range(1, 32)
+"""A netvm's cards for its clients go behind conventional PCI bridges: one bridge has 31 places and costs a guest less
+than a single root port (no interrupt, no driver at work), while 62 root ports would use up a processor's interrupt
+vectors. Every machine has them, so that any qube may provide network and netvms share fork points with other qubes."""
 LAYOUT_VERSION = 1
 """Raise it when the device model changes in a way that the command line does not show."""
 CODE_CACHE_MIB = 256
@@ -114,6 +119,7 @@ def plan_command(
         *_disks(disks, fds),
         *_virtio_devices(fds),
         *_hotplug_ports(),
+        *_bridges(),
         *(["-incoming", "defer"] if start is Start.FORK else []),
     ]
 
@@ -252,6 +258,13 @@ def _hotplug_ports() -> list[str]:
         first = ",multifunction=on" if index == 0 else ""
         port = f"pcie-root-port,id=port{index},chassis={index + 1},slot={index + 1},bus=pcie.0,addr=10.{index}{first}"
         arguments += ["-device", port]
+    return arguments
+
+
+def _bridges() -> list[str]:
+    arguments: list[str] = []
+    for index in range(BRIDGES):
+        arguments += ["-device", f"pcie-pci-bridge,id=bridge{index},bus=pcie.0,addr={0x11 + index:02x}.0"]
     return arguments
 
 

@@ -1,0 +1,152 @@
+"""Network cards of a running QEMU: plugged, opened, closed and unplugged by QMP.
+
+In: the contract's ``Nic``, a way to send commands. Out: commands. May import: the contract, plan, errors.
+
+QEMU itself knows what is plugged, so nothing is remembered here: a later daemon asks and finds the same. A card named
+``vif4`` is the device ``nic-vif4``; its cable is the backend ``net-LINK``, and a card remembers which cable it had.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+from cloison.drivers.hypervisor.base import Framing, Nic, Place
+from cloison.drivers.hypervisor.plan import BRIDGE_SLOTS, BRIDGES, HOTPLUG_PORTS
+from cloison.errors import BackendFailed
+
+UNPLUG_TIMEOUT_S = 20.0
+"""A guest unplugs a card in a fraction of a second; an emulated one that is busy takes a few."""
+DEVICE, CABLE = "nic-", "net-"
+PERIPHERAL = "/machine/peripheral"
+
+Execute = Callable[[str, dict[str, object]], Awaitable[Any]]
+SendDescriptor = Callable[[int], None]
+
+
+class Nics:
+    """The network cards of one machine."""
+
+    def __init__(self, name: str, execute: Execute, send_descriptor: SendDescriptor) -> None:
+        self._name = name
+        self._execute = execute
+        self._send_descriptor = send_descriptor
+        self._turn = asyncio.Lock()
+        self._leaving: dict[str, asyncio.Event] = {}
+
+    async def add(self, nic: Nic) -> None:
+        """See Machine.add_nic. Nothing half plugged stays."""
+        async with self._turn:
+            bus, address = _free_place(await self._execute("query-pci", {}), nic.place, self._name)
+            cable = CABLE + nic.link
+            self._send_descriptor(nic.descriptor)
+            await self._execute("getfd", {"fdname": cable})
+            try:
+                await self._execute("netdev_add", _backend(nic, cable))
+            except BackendFailed:
+                with contextlib.suppress(BackendFailed):
+                    await self._execute("closefd", {"fdname": cable})
+                raise
+            try:
+                if not nic.open:
+                    await self._execute("set_link", {"name": cable, "up": False})
+                await self._execute("device_add", _device(nic, cable, bus, address))
+            except BackendFailed:
+                with contextlib.suppress(BackendFailed):
+                    await self._execute("netdev_del", {"id": cable})
+                raise
+
+    async def remove(self, name: str) -> None:
+        """See Machine.remove_nic."""
+        async with self._turn:
+            link = (await self.all()).get(name)
+            if link is None:
+                return
+            with contextlib.suppress(BackendFailed):  # cut already
+                await self._execute("netdev_del", {"id": CABLE + link})
+            gone = self._leaving[DEVICE + name] = asyncio.Event()
+            try:
+                # The guest may have refused before, or be about to agree to an earlier request.
+                with contextlib.suppress(BackendFailed):
+                    await self._execute("device_del", {"id": DEVICE + name})
+                if name in await self.all():
+                    async with asyncio.timeout(UNPLUG_TIMEOUT_S):
+                        await gone.wait()
+            except TimeoutError:
+                raise BackendFailed(
+                    f"the guest of {self._name} does not let go of its network card {name}",
+                    hint="its cable is cut; the card goes when the qube stops",
+                ) from None
+            finally:
+                del self._leaving[DEVICE + name]
+
+    async def open(self, name: str, *, open: bool) -> None:
+        """See Machine.open_nic."""
+        link = (await self.all()).get(name)
+        if link is None:
+            raise BackendFailed(f"{self._name} has no network card {name}")
+        await self._execute("set_link", {"name": CABLE + link, "up": open})
+
+    async def all(self) -> dict[str, str]:
+        """See Machine.nics."""
+        children = await self._execute("qom-list", {"path": PERIPHERAL})
+        found = {}
+        for child in children:
+            if (device := str(child["name"])).startswith(DEVICE):
+                with contextlib.suppress(BackendFailed):  # it has just gone
+                    cable = await self._execute("qom-get", {"path": f"{PERIPHERAL}/{device}", "property": "netdev"})
+                    found[device.removeprefix(DEVICE)] = str(cable).removeprefix(CABLE)
+        return found
+
+    def note_gone(self, device: object) -> None:
+        """QEMU says that a device is gone."""
+        if leaving := self._leaving.get(str(device)):
+            leaving.set()
+
+
+def _backend(nic: Nic, cable: str) -> dict[str, object]:
+    match nic.framing:
+        case Framing.PACKETS:
+            return {"type": "dgram", "id": cable, "local": {"type": "fd", "str": cable}}
+        case Framing.STREAM:
+            # Not the newer type "stream": in QEMU 7.2 it looks for the descriptor where the monitor's are not known.
+            return {"type": "socket", "id": cable, "fd": cable}
+
+
+def _device(nic: Nic, cable: str, bus: str, address: str) -> dict[str, object]:
+    return {
+        "driver": "virtio-net-pci-non-transitional",
+        "id": DEVICE + nic.name,
+        "netdev": cable,
+        "mac": nic.mac,
+        "bus": bus,
+        "addr": address,
+        "host_mtu": nic.mtu,
+        "romfile": "",
+    }
+
+
+def _free_place(buses: Any, place: Place, name: str) -> tuple[str, str]:
+    taken = set(_taken(buses))
+    for bus, slot in _places(place):
+        if (bus, slot) not in taken:
+            return bus, f"{slot:02x}.0"
+    raise BackendFailed(f"{name} has no free place for another network card")
+
+
+def _places(place: Place) -> Iterator[tuple[str, int]]:
+    match place:
+        case Place.UPLINK:
+            yield from ((f"port{index}", 0) for index in range(HOTPLUG_PORTS))
+        case Place.DOWNLINK:
+            yield from ((f"bridge{index}", slot) for index in range(BRIDGES) for slot in BRIDGE_SLOTS)
+
+
+def _taken(buses: Any) -> Iterator[tuple[str, int]]:
+    """Bus and slot of each device behind a port or bridge."""
+    for bus in buses:
+        for device in bus["devices"]:
+            for behind in device.get("pci_bridge", {}).get("devices", ()):
+                yield str(device["qdev_id"]), int(behind["slot"])

@@ -1,0 +1,1 @@
+"""Ways out of a chain of netvms; the contract is ``base``."""

@@ -1,0 +1,399 @@
+"""Cables between running qubes: joined, opened once the rules are in, cut.
+
+In: the inventory's wish (who is whose netvm), qubes that start and stop. Out: network cards in both machines, agents
+that were told. May import: model, wire, errors, driver interfaces.
+
+A cable is a socket pair whose ends are given to the two machines; nothing on the host reads what passes. The netvm's
+end is plugged in closed and opened only after its agent has acknowledged the client's rules; whatever fails on the way
+leaves it closed. What should be is always read from the inventory, and ``settle`` makes it so: it may be called at any
+time, by anybody, again and again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import socket
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cloison.drivers.hypervisor.base import Framing, Nic, Place
+from cloison.drivers.network.base import WaysOut
+from cloison.engine.events import (
+    FeatureRemoved,
+    FeatureSet,
+    FirewallChanged,
+    NetvmConnected,
+    PropertyReset,
+    PropertySet,
+    QubeNetworkFailed,
+    Subscription,
+)
+from cloison.engine.netvms import Netvms
+from cloison.engine.start import Live
+from cloison.engine.system import System
+from cloison.errors import CloisonError, NotNow
+from cloison.model.inventory import Inventory
+from cloison.model.names import QubeName
+from cloison.model.network import (
+    IPV6_FEATURE,
+    WayOut,
+    clients_of,
+    downlink_mac,
+    find_exit,
+    interface_of,
+    netvm_of,
+    uplink_of,
+)
+from cloison.model.power import PowerState
+from cloison.model.qube import Qube
+from cloison.wire.network import NETWORK, Uplink, uplink_fields
+
+log = logging.getLogger(__name__)
+
+UPLINK = "uplink"
+"""Name of every qube's card towards its netvm."""
+AGENT_TIMEOUT_S = 60.0
+RETRY_S = 2.0
+"""Pause before a way out that broke is opened again."""
+FOLLOWED_PROPERTIES = frozenset({"netvm", "mac", "ip", "ip6", "provides_network"})
+"""Properties whose change on a running qube changes its cable at once."""
+FOLLOWED_FEATURES = frozenset({"uplink", "uplink-host-ports", "ipv6", "net.fake-ip", "net.fake-gateway"})
+
+
+@dataclass
+class Cable:
+    """What is plugged into a running qube towards its way out."""
+
+    link: str
+    interface: str
+    """Of the netvm; empty for a way out of the host."""
+    netvm: QubeName | None
+    """At whose end the other card is; None: a way out of the host, or nobody any more."""
+    wish: object
+    """What the cable was made from: when that changes, it is made anew."""
+    open: bool = False
+
+
+class Network:
+    """See the module. ``system.cables`` is this."""
+
+    def __init__(
+        self, system: System, inventory: Callable[[], Inventory], ways_out: WaysOut,
+        rules_of: Callable[[Inventory, QubeName], str],
+    ) -> None:  # fmt: skip
+        self._system = system
+        self._inventory = inventory
+        self._ways_out = ways_out
+        self._cables: dict[QubeName, Cable] = {}
+        self._locks: dict[QubeName, asyncio.Lock] = {}
+        self._trouble: dict[QubeName, str] = {}
+        self.netvms = Netvms(system, inventory, self.clients_at, rules_of)
+
+    # -- looking
+
+    def trouble(self, name: QubeName) -> str:
+        """Why a running qube has no network although it should; empty: it has, or should have none."""
+        return self._trouble.get(name, "")
+
+    def clients_at(self, netvm: QubeName) -> frozenset[QubeName]:
+        """Qubes whose cable ends in this netvm."""
+        return frozenset(name for name, cable in self._cables.items() if cable.netvm == netvm)
+
+    # -- told by the system
+
+    async def before_start(self, name: QubeName) -> None:
+        """Start the qube's netvm; NotNow if that cannot be."""
+        netvm = netvm_of(self._inventory(), name)
+        if netvm is None or self._system.find_live(netvm.name) is not None:
+            return
+        try:
+            await self._system.start(netvm.name)
+        except CloisonError as error:
+            raise NotNow(
+                f"cannot start {name}: its netvm {netvm.name} does not start: {error.message}",
+                hint=f"mend {netvm.name}, or choose another: `cloison prefs {name} netvm NETVM`",
+            ) from error
+
+    async def started(self, name: QubeName) -> None:
+        """Give a qube that runs now its cable, and its clients theirs. Trouble is told, not raised."""
+        await self._settle_quietly(name)
+        for client in clients_of(self._inventory(), name):
+            if self._system.find_live(client.name) is not None:
+                self._begin(self._settle_quietly(client.name), f"cable of {client.name}")
+
+    def stopped(self, name: QubeName) -> None:
+        """A machine is gone: its cables lead nowhere."""
+        self._trouble.pop(name, None)
+        self.netvms.forget(name)
+        for client in self.clients_at(name):
+            self._cables[client].netvm = None
+            self._cables[client].open = False
+        if (cable := self._cables.pop(name, None)) is not None and cable.netvm is not None:
+            self._begin(self._put_away(name, cable), f"cable of {name}")
+
+    def unpaused(self, name: QubeName) -> None:
+        """What was asked for while it stood still is done now."""
+        self._begin(self.started(name), f"cable of {name}")
+
+    async def recover(self) -> None:
+        """After another daemon: learn which cables there are from the machines, then settle everybody."""
+        plugged: dict[QubeName, Mapping[str, str]] = {}
+        for name in self._system.running():
+            with contextlib.suppress(CloisonError):
+                plugged[name] = await self._system.live(name).machine.nics()
+        inventory = self._inventory()
+        for name, nics in plugged.items():
+            if link := nics.get(UPLINK):
+                qube = inventory.qube(name)
+                cable = self._cables[name] = _found(inventory, qube, link, plugged)
+                if cable.netvm is None and cable.wish is not None:
+                    self._begin(self._watch_exit(self._system.live(name), cable), f"way out of {name}")
+        for name in plugged:
+            self._begin(self._settle_quietly(name), f"cable of {name}")
+
+    # -- verbs
+
+    async def settle(self, name: QubeName) -> None:
+        """Make the qube's cable what the inventory says. Raises CloisonError: it is closed then."""
+        async with self._turn(name):
+            live = self._system.find_live(name)
+            if live is None or self._system.power_state(name) is PowerState.PAUSED:
+                return
+            try:
+                await self._settle(live, self._inventory())
+            except CloisonError as error:
+                if self._system.find_live(name) is not live:
+                    return  # it stopped meanwhile
+                await self._close(name)
+                self._note_trouble(name, error)
+                raise
+            self._trouble.pop(name, None)
+
+    async def reload_rules(self, name: QubeName) -> None:
+        """The client's rules have changed. If they cannot be loaded its cable is closed, and CloisonError raised."""
+        cable = self._cables.get(name)
+        if cable is None or cable.netvm is None or not cable.open:
+            await self.settle(name)
+            return
+        async with self._turn(name):
+            if self._cables.get(name) is not cable or (peer := self._system.find_live(cable.netvm)) is None:
+                return
+            try:
+                await self.netvms.load_rules(peer, name, cable.interface)
+            except CloisonError as error:
+                await self._close(name)
+                self._note_trouble(name, error)
+                raise
+
+    async def follow(self, changes: Subscription) -> None:
+        """Settle whoever a change of settings concerns, for as long as changes come."""
+        async for event in changes:
+            match event:
+                case PropertySet(str(name), changed) | PropertyReset(str(name), changed):
+                    is_ours = changed in FOLLOWED_PROPERTIES
+                case FeatureSet(name, changed) | FeatureRemoved(name, changed):
+                    is_ours = changed in FOLLOWED_FEATURES
+                case FirewallChanged(name):
+                    if self._system.find_live(name) is not None:
+                        self._begin(self._reload_quietly(name), f"rules of {name}")
+                    continue
+                case _:
+                    continue
+            if is_ours:
+                for each in (name, *(client.name for client in clients_of(self._inventory(), name))):
+                    if self._system.find_live(each) is not None:
+                        self._begin(self._settle_quietly(each), f"cable of {each}")
+
+    # -- inside
+
+    async def _reload_quietly(self, name: QubeName) -> None:
+        try:
+            await self.reload_rules(name)
+        except CloisonError as error:
+            log.error("%s has no network: its rules could not be loaded: %s", name, error)
+
+    async def _settle_quietly(self, name: QubeName) -> None:
+        try:
+            await self.settle(name)
+        except CloisonError as error:
+            log.error("%s has no network: %s", name, error)
+
+    def _note_trouble(self, name: QubeName, error: CloisonError) -> None:
+        self._trouble[name] = error.message
+        self._system.books.say(QubeNetworkFailed(name, error.message))
+
+    async def _settle(self, live: Live, inventory: Inventory) -> None:
+        name = live.facts.name
+        netvm, exit = netvm_of(inventory, name), find_exit(inventory, name)
+        wish = _wish(inventory, name)
+        cable = self._cables.get(name)
+        if cable is not None and (cable.wish != wish or (netvm and cable.netvm != netvm.name)):
+            await self._cut(live, cable)
+            cable = None
+            if netvm is None and exit is None and live.link is not None:
+                await _tell(live, None)
+        if netvm is not None:
+            peer = self._system.find_live(netvm.name)
+            if peer is None:
+                raise NotNow(f"{netvm.name}, the netvm of {name}, is not running")
+            if self._system.power_state(netvm.name) is PowerState.PAUSED:
+                raise NotNow(f"{netvm.name}, the netvm of {name}, is paused")
+            if cable is None:
+                cable = await self._join(live, peer, inventory.qube(name), wish)
+            if not cable.open:
+                await self._open(live, peer, cable, uplink_of(inventory, name))
+        elif exit is not None and exit.kind is not WayOut.NONE:
+            if cable is None:
+                await self._lead_out(live, inventory, wish)
+        else:
+            self.netvms.set_resolvers(name, ())
+
+    async def _join(self, live: Live, peer: Live, qube: Qube, wish: object) -> Cable:
+        """A card in each machine and a closed cable between them; nothing half made stays."""
+        cable = Cable(secrets.token_hex(6), interface_of(qube), peer.facts.name, wish)
+        uplink = uplink_of(self._inventory(), qube.name)
+        assert uplink is not None, "a qube with a netvm has a way out"
+        near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        with near, far:
+            self._cables[qube.name] = cable
+            try:
+                await _all(
+                    live.machine.add_nic(Nic(UPLINK, cable.link, uplink.mac, uplink.mtu, near.fileno())),
+                    peer.machine.add_nic(
+                        Nic(cable.interface, cable.link, downlink_mac(qube), uplink.mtu, far.fileno(),
+                            Place.DOWNLINK, open=False)
+                    ),
+                )  # fmt: skip
+            except BaseException:
+                await asyncio.shield(self._cut(live, cable))
+                raise
+        return cable
+
+    async def _open(self, live: Live, peer: Live, cable: Cable, uplink: Uplink | None) -> None:
+        """Tell both agents; once the netvm's has the rules, let packets pass."""
+        told = [self.netvms.admit(peer, live.facts.name, cable.interface)]
+        if live.link is not None:
+            told.append(_tell(live, uplink))
+        await _all(*told)
+        await peer.machine.open_nic(cable.interface, open=True)
+        cable.open = True
+        self._system.books.say(NetvmConnected(peer.facts.name, live.facts.name))
+
+    async def _lead_out(self, live: Live, inventory: Inventory, wish: object) -> None:
+        """The end of a chain gets the host's way out."""
+        name = live.facts.name
+        exit = find_exit(inventory, name)
+        assert exit is not None, "asked before"
+        opened = await self._ways_out.open(
+            exit, name, inventory.text(name, "mac"), ipv6=bool(inventory.feature(name, IPV6_FEATURE))
+        )
+        cable = Cable(opened.link, "", None, wish, open=True)
+        with opened.socket:
+            await live.machine.add_nic(
+                Nic(UPLINK, cable.link, opened.uplink.mac, opened.uplink.mtu, opened.socket.fileno(),
+                    framing=Framing.STREAM)
+            )  # fmt: skip
+        self._cables[name] = cable
+        self._begin(self._watch_exit(live, cable), f"way out of {name}")
+        try:
+            if live.link is not None:
+                await _tell(live, opened.uplink)
+        except BaseException:
+            await asyncio.shield(self._cut(live, cable))
+            raise
+        self.netvms.set_resolvers(name, opened.uplink.dns)
+
+    async def _watch_exit(self, live: Live, cable: Cable) -> None:
+        """A way out that ends while it is used is opened again."""
+        name = live.facts.name
+        await self._ways_out.wait_gone(cable.link)
+        if self._cables.get(name) is not cable or self._system.find_live(name) is not live:
+            return
+        log.warning("the way out of %s ended: opening another", name)
+        cable.wish = None
+        await self._settle_quietly(name)
+        while self.trouble(name) and name not in self._cables and self._system.find_live(name) is live:
+            await asyncio.sleep(RETRY_S)
+            await self._settle_quietly(name)
+
+    async def _cut(self, live: Live, cable: Cable) -> None:
+        """Both cards go; the cable is dead at once, even if a guest does not let go of its card."""
+        name = live.facts.name
+        self._cables.pop(name, None)
+        if cable.netvm is not None:
+            await _all(self._put_away(name, cable), live.machine.remove_nic(UPLINK))
+        else:
+            await live.machine.remove_nic(UPLINK)
+
+    async def _put_away(self, name: QubeName, cable: Cable) -> None:
+        """The netvm's end of a cable whose client is gone or leads elsewhere."""
+        assert cable.netvm is not None
+        peer = self._system.find_live(cable.netvm)
+        if peer is None:
+            return
+        try:
+            await peer.machine.remove_nic(cable.interface)
+            await self.netvms.inform(peer)
+        except CloisonError as error:
+            log.warning("the end of %s's cable in %s was not put away: %s", name, cable.netvm, error)
+
+    async def _close(self, name: QubeName) -> None:
+        """Nothing passes any more."""
+        cable = self._cables.get(name)
+        if cable is None or cable.netvm is None or (peer := self._system.find_live(cable.netvm)) is None:
+            return
+        cable.open = False
+        try:
+            await peer.machine.open_nic(cable.interface, open=False)
+        except CloisonError as error:
+            log.error("the cable of %s could not be closed (%s): cutting it", name, error)
+            if (live := self._system.find_live(name)) is not None:
+                with contextlib.suppress(CloisonError):
+                    await self._cut(live, cable)
+
+    @contextlib.asynccontextmanager
+    async def _turn(self, name: QubeName) -> AsyncIterator[None]:
+        async with self._locks.setdefault(name, asyncio.Lock()):
+            yield
+
+    def _begin(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        self._system.own(work, name)
+
+
+def _wish(inventory: Inventory, name: QubeName) -> object:
+    """All that shapes a qube's cable."""
+    netvm = netvm_of(inventory, name)
+    if netvm is not None:
+        return netvm.name, uplink_of(inventory, name)
+    return find_exit(inventory, name)
+
+
+def _found(inventory: Inventory, qube: Qube, link: str, plugged: Mapping[QubeName, Mapping[str, str]]) -> Cable:
+    """The cable that an earlier daemon made, as far as both its ends are there."""
+    netvm = netvm_of(inventory, qube.name)
+    interface = interface_of(qube)
+    for holder, nics in plugged.items():
+        if nics.get(interface) == link and holder != qube.name:
+            is_wished = netvm is not None and netvm.name == holder
+            return Cable(link, interface, holder, _wish(inventory, qube.name) if is_wished else None)
+    is_way_out = netvm is None and find_exit(inventory, qube.name) is not None
+    return Cable(link, "", None, _wish(inventory, qube.name) if is_way_out else None, open=is_way_out)
+
+
+async def _tell(live: Live, uplink: Uplink | None) -> None:
+    assert live.link is not None
+    await live.link.control(NETWORK, uplink_fields(uplink), timeout_s=AGENT_TIMEOUT_S)
+
+
+async def _all(*work: Coroutine[Any, Any, None]) -> None:
+    """Do all at once, to their ends; the first error is raised afterwards."""
+    errors = [error for error in await asyncio.gather(*work, return_exceptions=True) if error is not None]
+    for error in errors:
+        if not isinstance(error, CloisonError):
+            raise error
+    if errors:
+        raise errors[0]
