@@ -86,7 +86,7 @@ async def probe_kvm() -> tuple[bool, str]:
     if not KVM_DEVICE.exists():
         return False, f"there is no {KVM_DEVICE}: the processor's virtualisation is off, or hidden by the machine below"
     if not os.access(KVM_DEVICE, os.R_OK | os.W_OK):
-        return False, f"this user may not open {KVM_DEVICE}: join its group (`usermod -aG kvm USER`, then log in again)"
+        return False, f"this user may not open {KVM_DEVICE}"
     code = await run_probe_guest(Accelerator.KVM)
     if code == exit_code(SUCCESS):
         return True, "a guest ran under KVM"
