@@ -36,7 +36,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "standalone",
     ),
     "Templates and storage": ("template", "forkpoint", "volume", "pool"),
-    "Who may call whom": ("policy", "limits", "calls", "ask-agent"),
+    "Who may call whom": ("policy", "limits", "calls", "ask-agent", "audit"),
     "The system": ("system-prefs", "label", "events", "clock", "suspend-hooks", "daemon", "doctor", "bench"),
     "Help": ("help", "completion", "version"),
 }

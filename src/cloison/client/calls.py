@@ -360,6 +360,10 @@ def forkpoint_drop(**which: str) -> Call[Json]:
     return Call("cloison.forkpoint.Drop", "dom0", payload=_dump(which), parse=_object)
 
 
+def audit_erase(qube: str) -> Call[Json]:
+    return Call("cloison.audit.Erase", "dom0", qube, parse=_object)
+
+
 def daemon_status() -> Call[Json]:
     return Call("cloison.daemon.Status", "dom0", parse=_object)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from cloison.doctor import host, packages, system
+from cloison.doctor import audit, host, packages, system
 from cloison.doctor.result import CheckResult, Finding, Ground, Status
 from cloison.layout import Layout
 
@@ -46,6 +46,7 @@ CHECKS: tuple[Check, ...] = (
     Check("directories", Topic.SYSTEM, system.find_directories),
     Check("daemon", Topic.SYSTEM, system.find_daemon),
     Check("policy", Topic.SYSTEM, system.find_policy),
+    Check("audit log", Topic.SYSTEM, audit.find_audit),
 )
 
 

@@ -35,8 +35,10 @@ ARROWS: dict[str, tuple[str, ...]] = {
 }
 EXCEPTIONS = {
     "cli/daemon.py": ("cloison.daemon",),
+    "cli/audit.py": ("cloison.qrexec.audit",),
     "cli/policy.py": ("cloison.policy",),
     "cli/limits.py": ("cloison.policy",),
+    "doctor/audit.py": ("cloison.qrexec.audit",),
     "templates/importer.py": ("cloison.drivers.storage.qcow2format",),
 }
 STANDARD_LIBRARY_ONLY = ("wire", "model", "policy")

@@ -72,8 +72,8 @@ class RecordKeys:
         """Keys of every qube that had this name last."""
         return [key.id for key in self._keys.values() if key.name == name]
 
-    def uuid_of(self, key_id: str) -> str:
-        return self._keys[key_id].uuid
+    def names(self) -> list[str]:
+        return sorted({key.name for key in self._keys.values()})
 
     def of(self, subject: Subject) -> RecordKey:
         """The qube's key, made and stored at first use. OSError if it cannot be stored."""

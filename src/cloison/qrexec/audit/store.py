@@ -49,7 +49,7 @@ MAX_WAITING = 1000
 
 @dataclass(frozen=True)
 class Clocks:
-    """``boot``: which start of the machine ``monotonic_ns`` counts from."""
+    """``boot``: beginning of the id of the start of the machine that ``monotonic_ns`` counts from."""
 
     wall_ns: Callable[[], int] = time.time_ns
     monotonic_ns: Callable[[], int] = lambda: time.clock_gettime_ns(time.CLOCK_BOOTTIME)
@@ -58,7 +58,7 @@ class Clocks:
 
 def _boot_id() -> str:
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return Path("/proc/sys/kernel/random/boot_id").read_text()[:8]
     except OSError:
         return ""
 
