@@ -55,7 +55,7 @@ def test_a_document_and_a_picture_come_back_as_pixels(system: LiveSystem) -> Non
         CLIENT,
         """cat > report.pdf; qvm-convert-pdf --resolution 50 report.pdf; echo $?
         pdfinfo report.trusted.pdf | grep -E '^(Pages|Page size)'; pdftotext report.trusted.pdf - | tr -d '\\f' | wc -c
-        pdftoppm -r 50 report.pdf | md5sum; pdftoppm -r 50 report.trusted.pdf | md5sum
+        pdftoppm -r 50 report.pdf | md5sum; pdfimages report.trusted.pdf page; md5sum - < page-000.ppm
         echo nonsense > broken.pdf; qvm-convert-pdf broken.pdf | tail -1; ls *.pdf .*part 2> /dev/null
         python3 -c 'from PIL import Image; Image.new("RGB", (40, 30), (255, 0, 0)).save("in.bmp")'
         qvm-convert-img in.bmp out.png; file out.png
@@ -63,8 +63,8 @@ def test_a_document_and_a_picture_come_back_as_pixels(system: LiveSystem) -> Non
         stdin=report,
     )
     assert said[:2] == ["qvm-convert-pdf: report.pdf -> report.trusted.pdf (1 pages)", "0"], said
-    assert said[2].split() == ["Pages:", "1"] and "595" in said[3] and said[4] == "0", said
-    assert said[5] == said[6], "the trusted document does not look like the untrusted one"
+    assert said[2].split() == ["Pages:", "1"] and "596.16 x 842.4" in said[3] and said[4] == "0", said
+    assert said[5] == said[6], "the pixels of the trusted document are not those of the untrusted one"
     rest = said[7:]
     assert "  it says: this is no PDF document that can be read" in rest
     names = [word for word in rest if word.endswith(".pdf") and ":" not in word]
@@ -101,12 +101,8 @@ def test_a_vault_signs_and_keeps_its_keys(system: LiveSystem) -> None:
         f"""gpg=qubes-gpg-client-wrapper; $gpg --armor --export; echo $?
         echo x | QUBES_GPG_DOMAIN={VAULT} qubes-gpg-import-key; echo $?""",
     )
-    assert asked == [
-        "gpg (split): the user did not agree",
-        "2",
-        "qubes.GpgImportKey: this is no public key",
-        "1",
-    ]
+    assert asked[:2] == ["gpg (split): the user did not agree", "2"]
+    assert asked[-2:] == ["qubes.GpgImportKey: this is no public key", "1"], asked
     assert lines(system, VAULT, "ls /run/user/1000/cloison-split-gpg; sudo rm /rw/config/split-gpg.conf") == [
         f"qubes.Gpg+{CLIENT}",
         f"qubes.GpgImportKey+{CLIENT}",
