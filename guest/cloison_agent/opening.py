@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -12,6 +14,7 @@ import tempfile
 NAME_BYTES = 256
 VIEW_ONLY = b"view-only-"
 MAX_URL_BYTES = 65536
+SPARE_BYTES = 16 << 20
 _OPENER = "/usr/bin/qubes-open"
 _UNSAFE = re.compile(rb"[^A-Za-z0-9._+-]")
 
@@ -24,10 +27,14 @@ def serve_open(_: str) -> int:
     if safe.startswith(b"."):
         safe = b"_" + safe[1:]
     source = re.sub(r"[^A-Za-z0-9._-]", "_", os.environ.get("QREXEC_REMOTE_DOMAIN", "")) or "unknown"
-    path = os.path.join(os.fsencode(tempfile.mkdtemp(prefix=f"{source}-")), safe)
-    with open(path, "xb") as file:
-        while data := os.read(0, 1 << 17):
-            file.write(data)
+    directory = os.fsencode(tempfile.mkdtemp(prefix=f"{source}-"))
+    path = os.path.join(directory, safe)
+    try:
+        _store(path)
+    except OSError as error:
+        shutil.rmtree(directory, ignore_errors=True)
+        print(f"the file cannot be kept here: {error.strerror}", file=sys.stderr)
+        return 1
     os.chmod(path, 0o400 if view_only else 0o600)
     before = os.stat(path).st_mtime_ns
     with open(os.devnull, "rb") as nothing:
@@ -35,6 +42,18 @@ def serve_open(_: str) -> int:
     if not view_only and _was_changed(path, before):
         _send_file(path)
     return code
+
+
+def _store(path: bytes) -> None:
+    """The rest of stdin as a file. It may be without end: some space stays free for the owner of this qube."""
+    with open(path, "xb") as file:
+        disk = os.fstatvfs(file.fileno())
+        left = disk.f_bavail * disk.f_frsize - SPARE_BYTES
+        while data := os.read(0, 1 << 17):
+            left -= len(data)
+            if left < 0:
+                raise OSError(errno.ENOSPC, "it is larger than the space that is left")
+            file.write(data)
 
 
 def _was_changed(path: bytes, before_ns: int) -> bool:

@@ -86,7 +86,12 @@ def _complaint(fd: int) -> str:
         lines = os.read(fd, 4096).decode("ascii", "replace").splitlines()
     except BlockingIOError:
         return ""
-    return "".join(f"\n  it says: {line[:200]}" for line in lines[:MAX_COMPLAINT_LINES])
+    return "".join(f"\n  it says: {plain(line[:200])}" for line in lines[:MAX_COMPLAINT_LINES])
+
+
+def plain(untrusted_text: str) -> str:
+    """Without anything that a terminal could obey: names of files come from elsewhere, too."""
+    return "".join(char if char.isprintable() else "?" for char in untrusted_text)
 
 
 def _failure(status: int, what: str, complaint: str) -> CallFailed:

@@ -11,7 +11,7 @@ import re
 import signal
 import sys
 
-from cloison_tools.asked import CallFailed, open_call
+from cloison_tools.asked import CallFailed, open_call, plain
 from cloison_tools.pixels import write_png
 from cloison_tools.placing import new_file
 
@@ -36,17 +36,18 @@ def main(arguments: list[str]) -> int:
     if not re.fullmatch("[a-zA-Z0-9]{0,16}", options.format):
         parser.error("a format is a word such as jpeg")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends with nothing left behind
+    name = plain(options.input)
     try:
         width, height = convert(options)
     except KeyboardInterrupt:
         return 130
     except CallFailed as error:
-        print(f"qvm-convert-img: {options.input}: not converted: {error}", file=sys.stderr)
+        print(f"qvm-convert-img: {name}: not converted: {error}", file=sys.stderr)
         return error.exit_code
     except OSError as error:
-        print(f"qvm-convert-img: {options.input}: not converted: {error.filename} {error.strerror}", file=sys.stderr)
+        print(f"qvm-convert-img: {name}: not converted: {plain(str(error.filename))} {error.strerror}", file=sys.stderr)
         return 1
-    print(f"qvm-convert-img: {options.input} -> {options.output} ({width} x {height})", file=sys.stderr)
+    print(f"qvm-convert-img: {name} -> {plain(options.output)} ({width} x {height})", file=sys.stderr)
     return 0
 
 

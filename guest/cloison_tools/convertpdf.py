@@ -11,7 +11,7 @@ import re
 import signal
 import sys
 
-from cloison_tools.asked import CallFailed, open_call
+from cloison_tools.asked import CallFailed, open_call, plain
 from cloison_tools.pdfwriter import PdfWriter
 from cloison_tools.pixels import Answer, BadAnswer
 from cloison_tools.placing import move_without_replacing, new_file
@@ -104,19 +104,19 @@ def _convert_and_tell(path: str, options: argparse.Namespace, password: bytes) -
     try:
         done = convert(path, options, password, progress)
     except CallFailed as error:
-        _finish(progress, f"{path}: not converted: {error}")
+        _finish(progress, f"{plain(path)}: not converted: {error}")
         return error.exit_code
     except OSError as error:
-        _finish(progress, f"{path}: not converted: {error.filename or ''} {error.strerror}")
+        _finish(progress, f"{plain(path)}: not converted: {plain(str(error.filename or ''))} {error.strerror}")
         return 1
     if progress is not None:
-        _finish(progress, f"{path} -> {done} ({progress.pages} pages)")
+        _finish(progress, f"{plain(path)} -> {plain(done)} ({progress.pages} pages)")
     return 0
 
 
 def convert(path: str, options: argparse.Namespace, password: bytes, progress: _Progress | None = None) -> str:
     """Make the trusted PDF of one file; returns its path. On any error nothing is left, the original is untouched."""
-    target = path if options.in_place else trusted_name(path)
+    target = os.path.realpath(path) if options.in_place else trusted_name(path)  # a link stays a link
     service = "qubes.PdfConvert" + (f"+{options.resolution}" if options.resolution else "")
     prefix = PASSWORD_MARK + password + b"\n" if password else b""
     document = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -165,7 +165,7 @@ class _Progress:
     def show(self, number: int, pages: int) -> None:
         self.pages = number
         if self._wanted:
-            print(f"\r\x1b[K{self._path}: page {number} of {pages}", end="", file=sys.stderr, flush=True)
+            print(f"\r\x1b[K{plain(self._path)}: page {number} of {pages}", end="", file=sys.stderr, flush=True)
 
     def clear(self) -> None:
         if self._wanted:

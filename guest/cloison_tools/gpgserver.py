@@ -24,6 +24,8 @@ from cloison_tools.gpgoptions import NotAllowed, Plan, plan_command
 
 SETTINGS = "/rw/config/split-gpg.conf"
 DEFAULT_PERIOD_S = 300
+REFUSAL_HOLDS_S = 30
+"""A client that asks again and again must not tire the user into a yes."""
 MAX_KEY_BYTES = 1 << 20
 IMPORT_LIMIT_S = 120
 READ_BYTES = 1 << 16
@@ -97,13 +99,17 @@ def get_consent(service: str, source: str) -> None:
     with open(os.path.join(directory, f"{service}+{source}"), "a+", encoding="ascii") as stamp:
         fcntl.flock(stamp, fcntl.LOCK_EX)  # two calls at once are one question
         stamp.seek(0)
-        text, now = stamp.read(32), time.clock_gettime(time.CLOCK_BOOTTIME)
-        if text.isdecimal() and 0 <= now - int(text) < period_s:
+        answer, _, when = stamp.read(32).partition(" ")
+        age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - int(when) if when.isdecimal() else -1
+        if answer == "yes" and 0 <= age_s < period_s:
             return
-        if not _ask_dom0(f"{service}+{source}"):
-            raise Refused("the user did not agree")
+        if answer == "no" and 0 <= age_s < REFUSAL_HOLDS_S:
+            raise Refused("the user did not agree a moment ago")
+        answer = "yes" if _ask_dom0(f"{service}+{source}") else "no"
         stamp.truncate(0)
-        stamp.write(str(int(time.clock_gettime(time.CLOCK_BOOTTIME))))
+        stamp.write(f"{answer} {int(time.clock_gettime(time.CLOCK_BOOTTIME))}")
+    if answer == "no":
+        raise Refused("the user did not agree")
 
 
 def read_settings(path: str) -> dict[str, str]:

@@ -99,3 +99,14 @@ def test_a_qube_that_shows_a_file_makes_no_further_disposable_unasked(tmp_path: 
         done = subprocess.run([sys.executable, "-c", code, "/etc/hostname"], env=environment, capture_output=True,
                               stdin=subprocess.DEVNULL, timeout=30)  # fmt: skip
         assert done.returncode == REFUSED and b"already" in done.stderr
+
+
+def test_a_file_that_fills_the_disk_is_not_kept_by_the_qube_that_shows_it(tmp_path: Path):
+    script = "import sys; from cloison_agent import opening as o; o.SPARE_BYTES = 1 << 62; sys.exit(o.serve_open(''))"
+    environment = {"PYTHONPATH": f"{ROOT / 'guest'}:{ROOT / 'src'}", "TMPDIR": str(tmp_path), "PATH": os.defpath}
+    stream = b"note".ljust(256, b"\0") + b"more than there is space for"
+    done = subprocess.run(
+        [sys.executable, "-c", script], input=stream, capture_output=True, env=environment, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (1, b"") and b"larger than the space" in done.stderr
+    assert list(tmp_path.iterdir()) == []
