@@ -48,7 +48,7 @@ def problem_with(words: tuple[str, ...], program: click.Group) -> str:
     rest = list(words[1:])
     while rest and rest[0].startswith("--") and found is program:
         del rest[: 2 if rest[0] == "--root" else 1]
-    while rest and isinstance(found, click.Group) and re.fullmatch(r"[a-z-]+", rest[0]):
+    while rest and isinstance(found, click.Group) and re.fullmatch(r"[a-z][a-z-]*", rest[0]):
         below = found.get_command(click.Context(program), rest[0])
         if below is None:
             return f"{rest[0]} is not a command of {found.name}"
