@@ -74,11 +74,11 @@ class Door:
         self._plan()
 
     def _plan(self) -> None:
-        if self._timer is None and (due := self._board.next_due()) is not None:
+        self.close()
+        if (due := self._board.next_due()) is not None:
             self._timer = asyncio.get_running_loop().call_at(due, self._sum_up)
 
     def _sum_up(self) -> None:
-        self._timer = None
         for notice in self._board.take_due(asyncio.get_running_loop().time()):
             self._show(notice)
         self._plan()

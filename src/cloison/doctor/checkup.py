@@ -47,6 +47,7 @@ CHECKS: tuple[Check, ...] = (
     Check("daemon", Topic.SYSTEM, system.find_daemon),
     Check("policy", Topic.SYSTEM, system.find_policy),
     Check("audit log", Topic.SYSTEM, audit.find_audit),
+    Check("limits", Topic.SYSTEM, system.find_limits),
 )
 
 

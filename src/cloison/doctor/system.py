@@ -11,6 +11,7 @@ from pathlib import Path
 from cloison.client.spawn import is_listening
 from cloison.doctor.result import Finding, Ground, Status
 from cloison.policy import PolicyError, load_policy
+from cloison.policy.limits import BUILT_IN, LimitSource
 
 MAX_SOCKET_PATH = 107
 """Linux's limit for the path of a unix socket, in bytes."""
@@ -63,3 +64,14 @@ def find_policy(ground: Ground) -> Finding:
             Status.FAILED, f"every call is denied, the policy is broken: {error.message}", "mend the line named here"
         )
     return Finding(Status.OK, f"{len(rules)} rules in {layout.policy}")
+
+
+def find_limits(ground: Ground) -> Finding:
+    try:
+        rules = LimitSource(ground.layout.limits).current().rules
+    except PolicyError as error:
+        return Finding(
+            Status.FAILED, f"every call is denied, the limits are broken: {error.message}", "mend the line named here"
+        )
+    own = len(rules) - len(BUILT_IN)
+    return Finding(Status.OK, f"{own} limits of calls in {ground.layout.limits}" if own else "the built-in ones")

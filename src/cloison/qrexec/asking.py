@@ -10,6 +10,7 @@ one goes away, so it is for what is open.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ from cloison.policy import Ask, Request, SystemInfo
 from cloison.policy.remember import Memory
 from cloison.qrexec.ports import Answer
 from cloison.qrexec.prompts import Prompt, PromptBook
+
+log = logging.getLogger(__name__)
 
 DELAY_S = 1.0
 """Before this nobody has read a question; an "allow" that comes earlier was meant for something else."""
@@ -123,6 +126,7 @@ class AskDesk:
             raise NotNow(f"a question must have been seen for {DELAY_S:g} s before it is answered with yes")
         if line is not None:
             await asyncio.to_thread(self._memory.write, self._system(), prompt.ask, prompt.request, chosen, line)
+            log.info("%s had this remembered in %s: %s", by, self._memory.file, line)
         if waiting.answer.done():
             also = "; the rule was written" if line is not None else ""
             raise NotNow(f"that question was answered by somebody else, or its caller gave up{also}")

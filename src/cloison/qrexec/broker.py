@@ -445,7 +445,7 @@ class Broker:
         if failed or self._repeats.may_write(running.view.source):
             with contextlib.suppress(CloisonError):
                 self._record(running, "failed" if failed else "denied", reason=reason)
-        self._tell(CallRefused(running.view, reason, isinstance(error, Refused), failed))
+        self._tell(CallRefused(running.view, reason, isinstance(error, CloisonError | TimeoutError), failed))
 
     def _finish(self, running: _Running, closing: Closing) -> None:
         view = running.view = replace(

@@ -54,14 +54,18 @@ class LimitBook:
         self._open: dict[int, _Open] = {}
         self._paces: dict[tuple[RulePlace, str], Pace] = {}
         self._of_paces: LimitSet | None = None
+        self._complained = ""
 
     def admit(self, number: int, system: SystemInfo, call: LimitedCall) -> Mapping[Kind, Held]:
         """Count a new call until ``leave(number)``; the limits that hold for it. Above one: Refused, not counted."""
         try:
             rules = self._door.current()
         except PolicyError as error:
-            log.error("every call is refused, the limits are broken: %s", error)
+            if self._complained != str(error):  # a qube must not fill the log with it
+                log.error("every call is refused, the limits are broken: %s", error)
+                self._complained = str(error)
             raise Refused(f"the limits are broken: {error}") from error
+        self._complained = ""
         held = rules.find(call, system)
         if (at_once := held.get(Kind.CALLS)) is not None and at_once.limit.value is not None:
             mine = sum(1 for other in self._open.values() if self._is_counted(other, call, rules, at_once))

@@ -164,3 +164,13 @@ def test_the_advice_for_no_kvm_fits_the_reason(
         device.touch()
     monkeypatch.setattr(os, "access", lambda path, mode: may_open)
     assert advice in host._mend_kvm(device)
+
+
+def test_broken_limits_are_shown_with_file_and_line(ground: Ground) -> None:
+    assert system.find_limits(ground).status is Status.OK
+    ground.layout.limits.mkdir(parents=True)
+    (ground.layout.limits / "30-user.limits").write_text("* * work * calls=3\n")
+    assert system.find_limits(ground).found.startswith("1 limits of calls in")
+    (ground.layout.limits / "30-user.limits").write_text("# fine\nnonsense\n")
+    found = system.find_limits(ground)
+    assert found.status is Status.FAILED and "30-user.limits:2" in found.found
