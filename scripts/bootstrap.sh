@@ -10,6 +10,7 @@ needed_programs=(
     qemu-system-x86_64:qemu-system-x86
     qemu-img:qemu-utils
     bwrap:bubblewrap
+    passt:passt
     mmdebstrap:mmdebstrap
     newuidmap:uidmap
     mkfs.ext4:e2fsprogs

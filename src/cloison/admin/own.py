@@ -42,6 +42,10 @@ class OwnVerbs(Protocol):
         """Destroy the keys of the records about every qube that had this name last; how many qubes."""
         ...
 
+    def network_trouble(self, name: QubeName) -> str:
+        """Why a running qube has no network although it should; empty otherwise."""
+        ...
+
     def outdated(self, name: QubeName) -> Sequence[str]:
         """Volumes of a running qube whose source has changed since it started."""
         ...

@@ -85,6 +85,7 @@ def _cell(row: Row, field: str) -> Cell:
     text = field_text(row, field)
     if field == "state":
         note = " (outdated)" if row.get("outdated") else ""
+        note += " (no network)" if row.get("network_trouble") else ""
         return Cell(text + note, STATE_STYLES.get(text, ""))
     style = LABEL_STYLES.get(row.get("label") or "", "") if field in {"name", "label"} else ""
     right = field in {"memory", "maxmem", "vcpus", "qid", "mem", *NEEDS_VOLUMES}
@@ -205,7 +206,8 @@ def COMMAND(session: Session, qubes: tuple[str, ...], layout: str, fields: str |
 
     FORK says whether the next start is instant: `ready` (forked in a fraction of a second), `making`, `stale`,
     `failed`, or - (none of this memory and number of processors yet, or start_mode is boot); of a template: whether
-    its qubes' starts are. A running qube is `outdated` when its template has changed since it started.
+    its qubes' starts are. A running qube is `outdated` when its template has changed since it started, and has `no
+    network` when its cable is closed although it has a netvm (`--json` says why).
     """
     wanted = {"Running": running, "Paused": paused, "Halted": halted}
     states = {state for state, is_wanted in wanted.items() if is_wanted}

@@ -163,6 +163,9 @@ class DaemonVerbs:
     async def drop_forkpoints(self, *, key: str | None, template: QubeName | None) -> Sequence[str]:
         return self._templates.drop_forkpoints(key=key or "", template=template or "")
 
+    def network_trouble(self, name: QubeName) -> str:
+        return self._system.cables.trouble(name)
+
     def outdated(self, name: QubeName) -> Sequence[str]:
         return ["root"] if self._templates.is_outdated(name) else []
 

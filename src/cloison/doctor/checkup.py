@@ -36,6 +36,7 @@ CHECKS: tuple[Check, ...] = (
     Check("virtualisation", Topic.PROCESSOR, host.find_accelerator),
     Check("QEMU", Topic.PROGRAMS, host.find_qemu),
     Check("qemu-img", Topic.PROGRAMS, host.find_qemu_img),
+    Check("passt", Topic.PROGRAMS, host.find_passt),
     Check("template tools", Topic.PROGRAMS, packages.find_template_tools),
     Check("package sources", Topic.PROGRAMS, packages.find_package_sources),
     Check("jail", Topic.ISOLATION, host.find_jail),

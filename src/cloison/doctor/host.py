@@ -90,6 +90,13 @@ def find_qemu_img(ground: Ground) -> Finding:
     return Finding(Status.OK, "qemu-img is there")
 
 
+def find_passt(ground: Ground) -> Finding:
+    """The way out of sys-net, unless that is a socket or nothing."""
+    if shutil.which("passt") is None:
+        return Finding(Status.WARNING, "passt is missing: qubes have no network", "as root: apt-get install passt")
+    return Finding(Status.OK, "passt is there: qubes reach the network without privileges")
+
+
 def find_jail(ground: Ground) -> Finding:
     """Builds the very jail that QEMU runs in, around `true`."""
     try:

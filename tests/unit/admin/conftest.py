@@ -259,6 +259,9 @@ class FakeOwn:
     def outdated(self, name: QubeName) -> Sequence[str]:
         return []
 
+    def network_trouble(self, name: QubeName) -> str:
+        return ""
+
 
 @dataclass
 class House:
