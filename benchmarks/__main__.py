@@ -14,6 +14,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.auditing import measure_audit
 from benchmarks.bench import QUICK, Bench, Options
 from benchmarks.calling import measure_call, measure_stream
 from benchmarks.deciding import measure_policy
@@ -32,6 +33,7 @@ ROWS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
     "forks": measure_forks,
     "list": measure_list,
     "policy": measure_policy,
+    "audit": measure_audit,
 }
 """In the order of the table. ``forks`` measures the daemon's memory as well."""
 
@@ -47,7 +49,7 @@ ROWS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
 def main(rows: tuple[str, ...], quick: bool, as_json: bool, **counts: int | None) -> None:
     """Measure this machine against plain QEMU, in one run.
 
-    ROWS: disposable app call stream memory forks list policy. Without any: all. A system is made for the run and
+    ROWS: disposable app call stream memory forks list policy audit. Without any: all. A system is made for the run and
     removed afterwards; other systems on this machine are not touched, but what they do falsifies the figures.
     """
     console = Console(stderr=True, highlight=False)

@@ -184,6 +184,28 @@ def test_a_running_qube_waits_for_room_and_loses_nothing(small: SmallSystem, qub
     small.run(qube, "sh", "-c", "rm ~/big; sync")
 
 
+def test_without_room_for_its_record_no_call_is_made(small: SmallSystem, qube: str) -> None:
+    small.run(qube, "true")
+    rest = small.layout.data / "rest"
+    small.inside(
+        ["sh", "-c", f"dd if=/dev/zero of={rest} bs=4k status=none; true"], check=True, stderr=subprocess.DEVNULL
+    )
+    try:
+        for _ in range(40):  # the last block of the log has room for some more
+            done = small.cloison("run", qube, "echo", "done", expect=None)
+            if done.returncode:
+                break
+        assert b"audit log cannot be written" in done.stderr and b"done" not in done.stdout
+        assert small.cloison("list").returncode == 0, "the system itself goes on"
+        assert b"every call is denied" in small.cloison("doctor", expect=None).stdout
+        assert "No space" in small.json("daemon", "status")["audit"]
+    finally:
+        small.inside(["rm", "-f", str(rest)], check=True)
+    assert small.run(qube, "echo", "again").stdout == b"again\n"
+    small.cloison("audit", "verify")
+    assert small.json("audit", "--kind", "audit", "-n", "1")[0]["event"] == "resumed"
+
+
 def test_a_fork_point_that_does_not_fit_is_not_made(small: SmallSystem, qube: str) -> None:
     """The cache of another daemon on the same system lies on the small disk, but for the images."""
     small.cloison("kill", qube, expect=None)

@@ -109,6 +109,11 @@ class AuditLog:
         self._signing: Signing | None = None
         self._keys: RecordKeys | None = None
 
+    @property
+    def descriptor(self) -> int:
+        """Of the file that is written now; -1 before the first record."""
+        return self._fd
+
     # -- writing
 
     def write(self, record: Mapping[str, AuditValue]) -> None:
