@@ -125,7 +125,7 @@ def plan_pc(system: Image, work: Path, fork_points: Path, port_fd: int, console:
     return [
         *["setpriv", "--pdeathsig=KILL"],
         *["qemu-system-x86_64", "-name", "guest=cloison-pc", "-nodefaults", "-no-user-config", "-display", "none"],
-        *["-machine", "q35", "-accel", "tcg,thread=single,tb-size=512", "-cpu", "EPYC,+svm,+npt", "-smp", "2"],
+        *["-machine", "q35", "-accel", "tcg,thread=multi,tb-size=512", "-cpu", "EPYC,+svm,+npt", "-smp", "2"],
         *["-m", f"{MEMORY_MIB}M", "-no-reboot"],
         *["-kernel", str(system.kernel), "-initrd", str(system.initrd)],
         *["-append", f'{KERNEL_OPTIONS} -- -c "{FIRST_PROCESS}"'],
