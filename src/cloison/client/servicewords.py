@@ -24,6 +24,7 @@ WORDS = {
     "qubes.ImageConvert": "make a picture safe in {}",
     "qubes.GetImageRGBA": "get a picture as pixels from {}",
     "cloison.Preview": "show a document from {}",
+    "cloison.Consent": "have your consent, for what the argument says",
     "qubes.ConnectTCP": "connect to a TCP port of {}",
     "qubes.UpdatesProxy": "reach package servers through {}",
     "qubes.InputMouse": "send mouse movements to {}",

@@ -14,10 +14,12 @@ from typing import Any
 from cloison.engine import events as e
 from cloison.engine.inventory import Ledger
 from cloison.model.names import DOM0, QubeName
+from cloison.policy.remember import Memory
 from cloison.qrexec.asking import AskDesk
 from cloison.qrexec.broker import Broker
 from cloison.qrexec.calls import CallAllowed, CallEnded, CallEvent, CallRefused, CallView
 from cloison.qrexec.notices import Notice, NoticeBoard
+from cloison.qrexec.ports import Limits, Targets
 
 Json = Mapping[str, Any]
 
@@ -28,6 +30,17 @@ class _Happened(e.Event):
 
     name: str
     value: Json
+
+
+def open_desk(memory: Memory, targets: Targets, ledger: Ledger, limits: Limits) -> AskDesk:
+    """The desk of questions, which shows qubes with their labels."""
+
+    def face(name: str) -> tuple[str, str]:
+        inventory = ledger.inventory
+        qube = inventory.qubes.get(QubeName(name))
+        return (qube.label, inventory.label(qube.label).colour) if qube is not None else ("", "")
+
+    return AskDesk(memory, targets.system_info, face, timeout_s=limits.ask_timeout_s)
 
 
 class Door:

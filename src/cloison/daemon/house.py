@@ -23,7 +23,7 @@ from cloison.admin.system import picture_for_policy
 from cloison.daemon.auditing import Auditing
 from cloison.daemon.books import Bookkeeping
 from cloison.daemon.calls import admin_handlers, consent, may_know
-from cloison.daemon.door import Door
+from cloison.daemon.door import Door, open_desk
 from cloison.daemon.guests import guest_handlers, keep_clocks
 from cloison.daemon.own import DaemonVerbs, Facade, build_for_engine, read_boot_files_of
 from cloison.daemon.targets import EngineTargets
@@ -56,7 +56,6 @@ from cloison.policy import PolicySource, install_defaults
 from cloison.policy.limits import LimitSource
 from cloison.policy.remember import Memory
 from cloison.policy.store import PolicyStore
-from cloison.qrexec.asking import AskDesk
 from cloison.qrexec.broker import Broker
 from cloison.qrexec.dom0 import Dom0Services
 from cloison.qrexec.hostclients import HostClients
@@ -164,10 +163,7 @@ async def built(layout: Layout) -> AsyncIterator[House]:
         targets = EngineTargets(system, ledger, books.qubes, lambda: picture_for_policy(desk))
         limits = Limits()
         store_of_policy = PolicyStore(layout.policy, layout.runtime_policy, layout.legacy_policy)
-        questions = AskDesk(
-            Memory(store_of_policy, policy), targets.system_info, functools.partial(_face, ledger),
-            timeout_s=limits.ask_timeout_s,
-        )  # fmt: skip
+        questions = open_desk(Memory(store_of_policy, policy), targets, ledger, limits)
         desk = Desk(
             ledger,
             books.qubes,
@@ -201,13 +197,6 @@ async def built(layout: Layout) -> AsyncIterator[House]:
         system.own(network.follow(ledger.bus.subscribe()), "changes of the network")
         await templates.learn_revisions()
         yield House(layout, ledger, system, templates, admin, broker, errands, stopping)
-
-
-def _face(ledger: Ledger, name: str) -> tuple[str, str]:
-    """Label and colour of a qube, as prompts show it."""
-    inventory = ledger.inventory
-    qube = inventory.qubes.get(QubeName(name))
-    return (qube.label, inventory.label(qube.label).colour) if qube is not None else ("", "")
 
 
 def rules_in_force(inventory: Inventory, name: QubeName) -> str:
