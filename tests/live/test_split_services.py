@@ -18,6 +18,7 @@ POLICY = f"""
 qubes.Gpg           *  {CLIENT}  @default  allow  target={VAULT}
 qubes.GpgImportKey  *  {CLIENT}  {VAULT}   allow
 qubes.SshAgent      +work  {CLIENT}  {VAULT}   allow
+qubes.Gpg2          *  {CLIENT}  {VAULT}   allow
 cloison.Consent     +qubes.GpgImportKey+{CLIENT}  {VAULT}  @adminvm  allow
 cloison.Consent     *  {VAULT}  @adminvm  deny
 """
@@ -107,6 +108,17 @@ def test_a_vault_signs_and_keeps_its_keys(system: LiveSystem) -> None:
         f"qubes.Gpg+{CLIENT}",
         f"qubes.GpgImportKey+{CLIENT}",
     ]
+
+
+def test_the_second_split_gpg_is_a_link_to_the_agents_restricted_socket(system: LiveSystem) -> None:
+    ask = f"printf 'GETINFO version\\nGENKEY\\nBYE\\n' | qrexec-client-vm {VAULT} qubes.Gpg2; echo $?"
+    assert lines(system, CLIENT, ask) == ["127"]
+    set_up = """gpgconf --launch gpg-agent; sudo mkdir -p /usr/local/etc/qubes-rpc
+        sudo ln -s $(gpgconf --list-dirs agent-extra-socket) /usr/local/etc/qubes-rpc/qubes.Gpg2"""
+    lines(system, VAULT, set_up)
+    said = lines(system, CLIENT, ask)
+    assert said[0].startswith("OK ") and said[1].startswith("D 2.") and said[2] == "OK", said
+    assert said[3].startswith("ERR ") and "Forbidden" in said[3] and said[-1] == "0", said
 
 
 def test_the_agent_of_a_vault_signs_for_ssh(system: LiveSystem) -> None:

@@ -382,6 +382,23 @@ def test_git_signs_and_verifies_with_a_key_of_the_vault(real: Joined) -> None:
 
 
 @needs_gpg
+def test_a_file_is_encrypted_and_decrypted_and_a_forged_one_is_told(real: Joined) -> None:
+    add = ("gpg", "--batch", "--passphrase", "", "--quick-gen-key", "friend@example.org", "future-default", "default")
+    subprocess.run(add, check=True, env=real.environment, capture_output=True, timeout=60)
+    (real.home / "letter").write_bytes(bytes(range(256)) * 2000)
+    sealed = real.run("qubes-gpg-client-wrapper", "-se", "-u", "me@example.org", "-r", "friend@example.org", "letter")
+    assert sealed.returncode == 0, sealed.stderr
+    assert (real.home / "letter.gpg").read_bytes()[:1] >= b"\x80"
+    opened = real.run("qubes-gpg-client-wrapper", "-o", "again", "--status-fd=1", "-d", "letter.gpg")
+    assert opened.returncode == 0 and b"[GNUPG:] GOODSIG" not in (real.home / "again").read_bytes()
+    piped = real.run("qubes-gpg-client", "-d", stdin=(real.home / "letter.gpg").read_bytes())
+    assert piped.stdout == (real.home / "letter").read_bytes()
+    clear = real.run("qubes-gpg-client-wrapper", "--clearsign", "-u", "me@example.org", stdin=b"yes\n").stdout
+    assert real.run("qubes-gpg-client", "--verify", stdin=clear).returncode == 0
+    assert real.run("qubes-gpg-client", "--verify", stdin=clear.replace(b"\nyes", b"\nno")).returncode == 1
+
+
+@needs_gpg
 def test_public_keys_may_be_imported_and_secret_ones_not(real: Joined) -> None:
     def other(*words: str) -> bytes:
         home = real.home / "other"
