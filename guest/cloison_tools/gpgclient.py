@@ -17,7 +17,7 @@ from contextlib import ExitStack
 
 from cloison_tools.client import REFUSED, TROUBLE, CallRefused, RemoteCall, complain, write_all
 from cloison_tools.gpgframes import MAX_DATA, FrameReader, FramingError, encode_command, encode_data, exit_status
-from cloison_tools.gpgoptions import LocalFiles, NotAllowed, Plan, plan_command
+from cloison_tools.gpgoptions import FD_VALUES, LocalFiles, NotAllowed, Plan, plan_command
 from cloison_tools.placing import new_file
 
 DOMAIN_FILE = "/rw/config/gpg-split-domain"
@@ -107,10 +107,28 @@ def _wrap(arguments: list[bytes]) -> int:
         return _run(plan, {})
     with ExitStack() as stack:
         file = stack.enter_context(new_file(os.fsdecode(output or b""), replace=b"--yes" in plan.options))
-        code = _run(plan, {1: file.fileno()})
+        code = _run(plan, {1: file.fileno(), _keep_apart(plan): 1})
         if code:
             raise _Unfinished(code)
         return code
+
+
+def _keep_apart(plan: Plan) -> int:
+    """Messages that are wanted on standard output must not get into the file that takes its place over there: they
+    travel under another number, which is returned."""
+    label = next(number for number in range(90, 200) if number not in plan.inputs | plan.outputs)
+    spelled: list[bytes] = []
+    for word in plan.spelled:
+        name, sign, value = word.partition(b"=")
+        if sign and value == b"1" and name[2:].decode("ascii", "replace") in FD_VALUES:
+            word = b"%s=%d" % (name, label)
+        elif word == b"1" and spelled and spelled[-1][2:].decode("ascii", "replace") in FD_VALUES:
+            word = b"%d" % label
+        spelled.append(word)
+    if spelled != plan.spelled:
+        plan.spelled = spelled
+        plan.outputs.add(label)
+    return label
 
 
 class _Unfinished(Exception):
