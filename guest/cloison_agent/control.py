@@ -9,7 +9,7 @@ from typing import Any
 
 from cloison_agent import disks, udev, users
 from cloison_agent.agent import Agent, Answer, ControlVerb
-from cloison_agent.identity import apply_identity, papers
+from cloison_agent.identity import apply_identity, papers, refresh_identity
 from cloison_agent.launch import Task, start_task
 from cloison_agent.network import network
 
@@ -35,6 +35,12 @@ def _catch_up(has_disks: bool) -> None:
     if has_disks:
         disks.bind_disks()
     udev.let_go()
+
+
+def refresh(agent: Agent, fields: Mapping[str, Any], answer: Answer) -> None:
+    """A qube that waited for its first use knows who it is, but not what time it is."""
+    refresh_identity(fields)
+    answer()
 
 
 def shutdown(agent: Agent, fields: Mapping[str, Any], answer: Answer) -> None:
@@ -99,6 +105,7 @@ VERBS: dict[str, ControlVerb] = {
     "downlinks": network.connect,
     "network": network.configure,
     "prepare-freeze": prepare_freeze,
+    "refresh": refresh,
     "resize": grow_root,
     "rules": network.load_rules,
     "shutdown": shutdown,

@@ -121,12 +121,8 @@ def apply_identity(fields: Mapping[str, Any]) -> dict[str, int]:
         last = now
 
     klass = str(fields.get("klass", "AppVM"))
-    if "entropy" in fields:
-        papers.mix_random(base64.b64decode(fields["entropy"], validate=True))
-    done("entropy")
-    if "clock_ns" in fields:
-        time.clock_settime_ns(time.CLOCK_REALTIME, int(fields["clock_ns"]))
-    done("clock")
+    refresh_identity(fields)
+    done("entropy_and_clock")
     if klass in KEEPS_ROOT:
         papers.give_up()
     else:
@@ -152,6 +148,14 @@ def apply_identity(fields: Mapping[str, Any]) -> dict[str, int]:
     start_rc_local()
     done("rest")
     return timings
+
+
+def refresh_identity(fields: Mapping[str, Any]) -> None:
+    """What grows stale while a machine waits: its randomness (by the host's entropy) and its clock."""
+    if "entropy" in fields:
+        papers.mix_random(base64.b64decode(fields["entropy"], validate=True))
+    if "clock_ns" in fields:
+        time.clock_settime_ns(time.CLOCK_REALTIME, int(fields["clock_ns"]))
 
 
 def _apply_names(fields: Mapping[str, Any]) -> None:

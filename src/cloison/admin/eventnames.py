@@ -149,6 +149,10 @@ def _about_the_rest(event: e.Event) -> Iterator[Record]:
             yield _of(None, "pool-pre-delete", pool=pool)
         case e.PoolRemoved(pool):
             yield _of(None, "pool-delete", pool=pool)
+        case e.PreloadBegun(qube, reason):
+            yield _of(qube, "domain-preload-dispvm-start", reason=reason)
+        case e.PreloadUsed(qube, disposable, delay_s):
+            yield _of(qube, "domain-preload-dispvm-used", dispvm=disposable, delay=delay_s)
         case e.NetvmConnected(qube, client):
             yield _of(qube, "net-domain-connect", vm=client)
         case e.QubeNetworkFailed(qube, reason):

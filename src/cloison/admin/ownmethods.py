@@ -114,6 +114,7 @@ def _row(desk: Desk, qube: Qube, wanted: list[str]) -> dict[str, object]:
         "features": dict(qube.features),
         "outdated": running and bool(desk.own.outdated(qube.name)),
         "network_trouble": desk.own.network_trouble(qube.name) if running else "",
+        "preloaded": qube.is_preloaded,
         "template": qube.properties.get("template"),
         "netvm": inventory.value(qube.name, "netvm") if "netvm" in known else None,
         "properties": shown,

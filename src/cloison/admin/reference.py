@@ -35,7 +35,7 @@ _MISSING = (
     ("admin.vm.Suspend, Resume", "pause and unpause", "no suspend to memory inside guests yet"),
     ("admin.vm.volume.Set.revisions_to_keep with -1", "QubesValueError",
      "a template and what is based on it can always run together, so snapshots cannot be switched off"),
-    ("admin.vm.CreateDisposable+preload", "accepted, nothing happens", "disposables are forked, not kept in stock"),
+    ("admin.vm.CreateDisposable+preload", "accepted, nothing happens", "the daemon fills the stock by itself"),
     ("unknown volume, pool or pool driver", "StoragePoolException", "PermissionDenied crashes the stock tools"),
     ("shrinking a volume", "QubesValueError", "data at its end would be lost"),
 )  # fmt: skip

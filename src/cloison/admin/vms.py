@@ -82,7 +82,9 @@ async def create_disposable(desk: Desk, call: Call) -> Answer:
     if call.arg == "preload":
         return ""
     template = None if call.dest == DOM0 else call.dest
-    name = await desk.qubes.create_disposable(template, source=call.source)
+    name = await desk.own.take_preloaded(template, call.source)
+    if name is None:
+        name = await desk.qubes.create_disposable(template, source=call.source)
     return f"uuid:{desk.inventory.qube(name).uuid}" if call.payload else name
 
 

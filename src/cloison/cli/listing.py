@@ -33,6 +33,8 @@ SIZES = {f"{short}-{which}": (volume, key) for short, volume in (("priv", "priva
          for which, key in (("curr", "usage"), ("max", "size"))}  # fmt: skip
 MAX_TEMPLATE_CHAIN = 3
 """disposable -> app qube -> template."""
+PRELOADED = "Preloaded"
+"""Shown as the state of a disposable that waits for its first use."""
 NEEDS_VOLUMES = {"disk", *SIZES}
 SHAPE = ("start_mode", "memory", "vcpus")
 """What decides, beside the template, whether a qube can be forked from a fork point."""
@@ -83,6 +85,8 @@ def field_text(row: Row, field: str) -> str:
 
 def _cell(row: Row, field: str) -> Cell:
     text = field_text(row, field)
+    if field == "state" and row.get("preloaded"):
+        return Cell(PRELOADED, STATE_STYLES.get("Halted", ""))
     if field == "state":
         note = " (outdated)" if row.get("outdated") else ""
         note += " (no network)" if row.get("network_trouble") else ""
@@ -183,6 +187,7 @@ def choose(rows: list[Row], names: Sequence[str], keep: Callable[[Row], bool]) -
     ("cloison list -o name,memory,vcpus", "chosen columns; any property is one"),
     ("cloison list --raw-data -o name,state", "fields separated by |, for scripts"),
     ("cloison list --json work", "all about one qube"),
+    ("cloison list --all", "also the disposables that are kept ready"),
 ))  # fmt: skip
 @click.argument("qubes", nargs=-1, type=QUBE)
 @click.option("--format", "layout", type=click.Choice(list(FORMATS)), default="simple", help="Which set of columns.")
@@ -190,6 +195,7 @@ def choose(rows: list[Row], names: Sequence[str], keep: Callable[[Row], bool]) -
               "mem, disk, priv-curr, priv-max, root-curr, root-max, tags.")  # fmt: skip
 @click.option("--tree", "shape", flag_value="netvm", help="Draw the tree of networks.")
 @click.option("--by-template", "shape", flag_value="template", help="Draw the tree of templates.")
+@click.option("--all", "everything", is_flag=True, help="Also disposables that are kept ready for their first use.")
 @click.option("--running", is_flag=True, help="Only running qubes.")
 @click.option("--paused", is_flag=True, help="Only paused qubes.")
 @click.option("--halted", is_flag=True, help="Only halted qubes.")
@@ -200,8 +206,9 @@ def choose(rows: list[Row], names: Sequence[str], keep: Callable[[Row], bool]) -
 @click.option("--raw-list", is_flag=True, help="Names only, one per line.")
 @json_option
 def COMMAND(session: Session, qubes: tuple[str, ...], layout: str, fields: str | None, shape: str | None,
-            running: bool, paused: bool, halted: bool, classes: tuple[str, ...], tags: tuple[str, ...],
-            exclude: tuple[str, ...], raw_data: bool, raw_list: bool, as_json: bool) -> None:  # fmt: skip
+            everything: bool, running: bool, paused: bool, halted: bool, classes: tuple[str, ...],
+            tags: tuple[str, ...], exclude: tuple[str, ...], raw_data: bool, raw_list: bool,
+            as_json: bool) -> None:  # fmt: skip
     """List qubes.
 
     FORK says whether the next start is instant: `ready` (forked in a fraction of a second), `making`, `stale`,
@@ -214,6 +221,8 @@ def COMMAND(session: Session, qubes: tuple[str, ...], layout: str, fields: str |
     columns = [f.strip().lower() for f in fields.split(",") if f.strip()] if fields else list(FORMATS[layout])
 
     def keep(row: Row) -> bool:
+        if row.get("preloaded") and not everything and row["name"] not in qubes:
+            return False
         return ((not states or row["state"] in states) and (not classes or row["class"] in classes)
                 and set(tags) <= set(row.get("tags") or ()) and row["name"] not in exclude)  # fmt: skip
 

@@ -35,7 +35,8 @@ class Bookkeeping:
     def running_users(self, name: QubeName, running: frozenset[QubeName]) -> list[QubeName]:
         inventory = self._ledger.inventory
         users = {qube.name for by in USED_BY for qube in inventory.users(name, by)}
-        return sorted(users & running - {name})
+        waiting = {user for user in users if inventory.qube(user).is_preloaded}
+        return sorted(users & running - waiting - {name})
 
     async def forget(self, name: QubeName) -> None:
         await self.qubes.forget(name)

@@ -42,6 +42,7 @@ from cloison.engine.qubes import Qubes
 from cloison.engine.recover import recover
 from cloison.engine.runs import Phase, Run, StartMode, VolumeRef
 from cloison.engine.start import Ground
+from cloison.engine.stock import Stock
 from cloison.engine.system import System
 from cloison.engine.templates import Templates
 from cloison.engine.volumes import PoolDriver, Volumes
@@ -78,6 +79,7 @@ class House:
     ledger: Ledger
     system: System
     templates: Templates
+    stock: Stock
     admin: Admin
     broker: Broker
     errands: Errands
@@ -100,6 +102,7 @@ async def serve(layout: Layout) -> None:
                 signal.SIGHUP, lambda: house.system.own(_listen_again(server, clients), "sockets put back")
             )
             house.system.own(_autostart(house), "autostart")
+            house.stock.start()
             house.system.own(house.templates.resume(), "fork points left over")
             house.system.own(house.templates.follow_removals(), "fork points of removed templates")
             house.system.own(house.errands.follow(), "errands in running qubes")
@@ -155,12 +158,15 @@ async def built(layout: Layout) -> AsyncIterator[House]:
 
         stopping: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         facade = Facade(layout, accelerator, (host := await hypervisor.host()).qemu_text, host.why, time.time())
-        own = DaemonVerbs(facade, system, templates, ledger, auditing, lambda kill: _tell(stopping, kill))
+        stock = Stock(system, ledger, books.qubes)
+        stack.push_async_callback(stock.close)
+        books.qubes.leaving = stock.leaving
+        own = DaemonVerbs(facade, system, templates, ledger, stock, auditing, lambda kill: _tell(stopping, kill))
         properties = Properties(ledger, system, books.volumes)
         properties.follow_netvm = network.settle
         errands = Errands(system, ledger)
         stack.push_async_callback(errands.close)
-        targets = EngineTargets(system, ledger, books.qubes, lambda: picture_for_policy(desk))
+        targets = EngineTargets(system, ledger, books.qubes, stock, lambda: picture_for_policy(desk))
         limits = Limits()
         store_of_policy = PolicyStore(layout.policy, layout.runtime_policy, layout.legacy_policy)
         questions = open_desk(Memory(store_of_policy, policy), targets, ledger, limits)
@@ -196,7 +202,7 @@ async def built(layout: Layout) -> AsyncIterator[House]:
         await network.recover()
         system.own(network.follow(ledger.bus.subscribe()), "changes of the network")
         await templates.learn_revisions()
-        yield House(layout, ledger, system, templates, admin, broker, errands, stopping)
+        yield House(layout, ledger, system, templates, stock, admin, broker, errands, stopping)
 
 
 def rules_in_force(inventory: Inventory, name: QubeName) -> str:

@@ -20,6 +20,7 @@ from cloison.drivers.storage.base import Chain
 from cloison.drivers.storage.qcow2 import export_raw
 from cloison.engine import templates as engine
 from cloison.engine.inventory import Ledger
+from cloison.engine.stock import Stock
 from cloison.engine.system import System
 from cloison.engine.templates import ForkPointRow, Templates
 from cloison.errors import BadRequest, ProtocolError
@@ -63,6 +64,7 @@ class DaemonVerbs:
         system: System,
         templates: Templates,
         ledger: Ledger,
+        stock: Stock,
         auditing: Auditing,
         stop: Callable[[bool], None],
     ) -> None:
@@ -72,6 +74,7 @@ class DaemonVerbs:
         self._templates = templates
         self._ledger = ledger
         self._stop = stop
+        self._stock = stock
 
     def status(self) -> Json:
         layout = self._facade.layout
@@ -97,6 +100,9 @@ class DaemonVerbs:
 
     async def erase_audit(self, name: str) -> int:
         return await self._auditing.erase(name)
+
+    async def take_preloaded(self, template: QubeName | None, source: QubeName) -> QubeName | None:
+        return await self._stock.take(template, source, call_owned=False)
 
     # -- templates
 

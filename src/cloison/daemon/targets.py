@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 
 from cloison.engine.inventory import Ledger
 from cloison.engine.qubes import Qubes
+from cloison.engine.stock import Stock
 from cloison.engine.system import System
 from cloison.errors import QubeNotRunning
 from cloison.model.inventory import Inventory
@@ -24,10 +25,11 @@ Describe = Callable[[], Mapping[str, object]]
 class EngineTargets:
     """Implements the broker's ``Targets`` on the engine."""
 
-    def __init__(self, system: System, ledger: Ledger, qubes: Qubes, describe: Describe) -> None:
+    def __init__(self, system: System, ledger: Ledger, qubes: Qubes, stock: Stock, describe: Describe) -> None:
         self._system = system
         self._ledger = ledger
         self._qubes = qubes
+        self._stock = stock
         self._describe = describe
         self._cached: tuple[Inventory, int, SystemInfo] | None = None
 
@@ -41,11 +43,14 @@ class EngineTargets:
     async def ensure_running(self, name: QubeName) -> None:
         if not self._ledger.inventory.qube(name).is_machine:
             raise QubeNotRunning(f"{name} is no machine of this host, and calls are not carried to other hosts")
+        self._check_reachable(name)
         await self._system.start(name)
         if self._system.power_state(name) is PowerState.PAUSED:
             raise QubeNotRunning(f"{name} is paused", hint=f"`cloison unpause {name}` lets it go on")
 
     async def create_disposable(self, template: QubeName, source: QubeName) -> QubeName:
+        if (ready := await self._stock.take(template, source, call_owned=True)) is not None:
+            return ready
         name = await self._qubes.create_disposable(template, source=source)
         try:
             await self._system.start(name, call_owned=True)
@@ -57,7 +62,13 @@ class EngineTargets:
     def release_disposable(self, name: QubeName) -> None:
         self._system.release(name)
 
+    def _check_reachable(self, name: QubeName) -> None:
+        """What waits for its first use is nobody's yet: whatever calls it by name would be its first user."""
+        if self._stock.is_waiting(name):
+            raise QubeNotRunning(f"{name} is kept ready for a call to a fresh disposable")
+
     def link(self, name: QubeName) -> RelayLink:
+        self._check_reachable(name)
         link = self._system.link(name)
         if not isinstance(link, RelayLink):
             raise QubeNotRunning(f"{name} has no relay")

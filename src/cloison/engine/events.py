@@ -224,6 +224,21 @@ class QubeResumed(QubeEvent):
 
 
 @dataclass(frozen=True)
+class PreloadBegun(QubeEvent):
+    """A disposable of ``qube`` is being made ready for a use that may come."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class PreloadUsed(QubeEvent):
+    """A disposable of ``qube`` that was kept ready has been handed over."""
+
+    disposable: QubeName
+    delay_s: float
+
+
+@dataclass(frozen=True)
 class NetvmConnected(QubeEvent):
     """``qube`` is the netvm."""
 

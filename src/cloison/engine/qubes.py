@@ -13,7 +13,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -86,6 +86,8 @@ class Qubes:
         self._volumes = volumes
         self._clock = clock
         self._chance = chance or random.SystemRandom()
+        self.leaving: Callable[[QubeName], AbstractAsyncContextManager[None]] = lambda _: nullcontext()
+        """Held while a qube is removed or renamed: nothing is kept ready of it meanwhile."""
         self._coming: dict[QubeName, int] = {}
         """Names and numbers of qubes that are being made."""
 
@@ -112,8 +114,13 @@ class Qubes:
         self._ledger.tell(e.QubeFilesCreated(qube.name))
         return qube
 
-    async def create_disposable(self, template: QubeName | None, *, source: QubeName) -> QubeName:
-        """Make a halted disposable that is removed when it stops; None: of the source's default_dispvm."""
+    async def create_disposable(
+        self, template: QubeName | None, *, source: QubeName, features: Mapping[str, str] | None = None
+    ) -> QubeName:
+        """Make a halted disposable that is removed when it stops; None: of the source's default_dispvm.
+
+        ``features``: it is made in advance, for nobody yet, and marked by these.
+        """
         inventory = self._ledger.inventory
         if template is None:
             chosen = inventory.peer(source, "default_dispvm")
@@ -128,7 +135,8 @@ class Qubes:
             inventory.qube(template).label,
             template,
             properties={"dispid": dispid, "auto_cleanup": True},
-            tags=frozenset({f"disp-created-by-{source}"}),
+            features=features or {},
+            tags=frozenset() if features else frozenset({f"disp-created-by-{source}"}),
             source=source,
             durable=False,
         )
@@ -331,7 +339,7 @@ class Qubes:
         if inventory.find(new) is not None or new in self._coming:
             raise QubeExists(f"a qube named {new} exists")
         self._refuse_rpm(inventory, name)
-        async with self._seats.halted(name):
+        async with self.leaving(name), self._seats.halted(name):
             self._share(name, new)
             with self._ledger.change() as records:
                 records.rename_qube(name, new)
@@ -344,7 +352,7 @@ class Qubes:
         inventory = self._ledger.inventory
         inventory.qube(name)
         self._check_unused(inventory, name)
-        async with self._seats.halted(name):
+        async with self.leaving(name), self._seats.halted(name):
             self._check_unused(self._ledger.inventory, name)
             await self.forget(name)
 
@@ -430,5 +438,4 @@ def _drop_reference(records: Transaction, inventory: Inventory, name: QubeName, 
 def _is_preloaded(inventory: Inventory, reference: Reference) -> bool:
     if reference.user is None:
         return False
-    user = inventory.qube(reference.user)
-    return user.klass is Klass.DISPOSABLE and inventory.flag(user.name, "is_preload")
+    return inventory.qube(reference.user).is_preloaded

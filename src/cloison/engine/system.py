@@ -40,6 +40,7 @@ from cloison.errors import (
     BadRequest,
     CloisonError,
     QubeInUse,
+    QubeNotFound,
     QubeNotHalted,
     QubeNotPaused,
     QubeNotRunning,
@@ -128,6 +129,10 @@ class System:
         self.cables: Cables = NoCables()
         self._seats: dict[QubeName, _Seat] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+        self.starting = 0
+        """How many qubes are being started now."""
+        self.last_start = float("-inf")
+        """When the last start ended, by the loop's clock."""
         self.power_changes = 0
         """Counts changes of power states, for whoever keeps a picture of them."""
 
@@ -188,6 +193,7 @@ class System:
                 return
             facts = self.books.facts(name)
             self._turn_to(seat, PowerState.TRANSIENT)
+            self.starting += 1
             start_id = str(uuid.uuid4())
             self.books.say(QubeStartRequested(name, start_id, facts.memory_mib))
             try:
@@ -200,6 +206,9 @@ class System:
                 reason = str(error) if isinstance(error, CloisonError) else type(error).__name__
                 self.books.say(QubeStartFailed(name, reason))
                 raise
+            finally:
+                self.starting -= 1
+                self.last_start = asyncio.get_running_loop().time()
             self.seat(live, PowerState.RUNNING)
             self.books.say(QubeStarted(name, start_id))
             log.info("%s started (%s)", name, live.run.mode.value)
@@ -293,7 +302,13 @@ class System:
 
     def release(self, name: QubeName) -> None:
         """A disposable's task is done: end it and remove all traces, in the background."""
-        self.own(self._release(name), f"release {name}")
+        self.own(self.dispose(name), f"release {name}")
+
+    def set_call_owned(self, live: Live, call_owned: bool) -> None:
+        """Write down whether the run is lost with the daemon."""
+        if live.run.call_owned is not call_owned:
+            live.run = replace(live.run, call_owned=call_owned)
+            self.ground.write_run(live.facts.name, live.run)
 
     # -- inside
 
@@ -348,7 +363,8 @@ class System:
         if live.facts.auto_cleanup:
             await self._forget(name)
 
-    async def _release(self, name: QubeName) -> None:
+    async def dispose(self, name: QubeName) -> None:
+        """End a disposable and remove all traces; returns when it is done."""
         if self.find_live(name) is not None:
             with contextlib.suppress(CloisonError):
                 await self.kill(name)
@@ -360,6 +376,8 @@ class System:
             async with self.halted(name):
                 await self.books.forget(name)
                 self._seats.pop(name, None)
+        except QubeNotFound:
+            pass  # somebody else was faster
         except CloisonError as error:
             log.error("%s could not be removed: %s", name, error)
 

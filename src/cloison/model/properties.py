@@ -107,7 +107,7 @@ QUBE_PROPERTIES: Mapping[str, Property] = _tables(
     _row("auto_cleanup", BOOL, frozenset({P}), "Remove this disposable when it stops.", False),
     _row("dispid", INT, frozenset({P}), "Number of this disposable; its addresses follow from it.", mode=Mode.ONCE),
     _computed("is_preload", BOOL, frozenset({P}), "Whether this disposable waits, ready, for its first use.",
-              lambda _i, q: bool(q.features.get("internal") and q.features.get("preload-dispvm-in-progress"))),
+              lambda _i, q: q.is_preloaded),
     # network
     _row("netvm", VM, Q, "The qube through which this one reaches the network; none: no network.",
          lambda i, q: None if q.klass is T else i.setting("default_netvm")),

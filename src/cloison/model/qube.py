@@ -56,6 +56,12 @@ class Qube:
     def is_machine(self) -> bool:
         return self.klass.is_machine
 
+    @property
+    def is_preloaded(self) -> bool:
+        """A disposable that waits, ready, for its first use (only the daemon writes the second of these features)."""
+        marked = self.features.get("internal") and "preload-dispvm-in-progress" in self.features
+        return self.klass is Klass.DISPOSABLE and bool(marked)
+
 
 @dataclass(frozen=True)
 class Run:

@@ -100,7 +100,8 @@ def _check_template(inventory: Inventory, qube: Qube, value: Value, running: fro
     if not isinstance(value, str):
         raise BadPropertyValue(f"{qube.name} needs a template")
     check_template_for(inventory, qube.klass, inventory.qube(value))
-    busy = [child.name for child in inventory.descendants(qube.name) if child.name in running]
+    below = inventory.descendants(qube.name)
+    busy = [child.name for child in below if child.name in running and not child.is_preloaded]
     if busy:
         raise QubeInUse(f"the template of {qube.name} cannot change while {', '.join(busy)} runs")
 

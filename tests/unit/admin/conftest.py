@@ -256,6 +256,9 @@ class FakeOwn:
     async def erase_audit(self, name: str) -> int:
         return 0
 
+    async def take_preloaded(self, template: QubeName | None, source: QubeName) -> QubeName | None:
+        return None
+
     def outdated(self, name: QubeName) -> Sequence[str]:
         return []
 
