@@ -5,6 +5,7 @@ In: typed bytes; AskState, sizes. Out: keys; lines of text. May import: client.a
 
 from __future__ import annotations
 
+import re
 import textwrap
 import time
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from cloison.client.asking import AskState, Face, Key, Notice, Question
 
 FOCUS_REPORTS_ON, FOCUS_REPORTS_OFF = "\x1b[?1004h", "\x1b[?1004l"
 MIN_WIDTH, MIN_HEIGHT = 40, 12
+_DIRECTORIES = re.compile(r"/\S*/")
 NOTICES_SHOWN = 3
 FOCUSED = b"\x1b[I"
 _SEQUENCES: dict[bytes, Key] = {
@@ -149,7 +151,7 @@ def _foot(state: AskState, palette: Palette, width: int) -> list[str]:
     notices = list(state.notices)[-NOTICES_SHOWN:]
     if notices:
         rows += ["", *(palette.dim(_cut(describe(notice), width)) for notice in notices)]
-    keys = "↑ ↓ choose   a allow   d deny   r remember   n next   q quit (open questions: no)"
+    keys = "↑ ↓ choose   a allow   d deny   r remember   n next   q quit"
     if state.current is None:
         keys = "q quit (then every question is answered with no)"
     return [*rows, palette.dim("─" * width), _cut(keys, width)]
@@ -183,7 +185,7 @@ def describe(notice: Notice) -> str:
     when = time.strftime("%H:%M:%S", time.localtime(notice.time))
     many = f"{notice.calls} more calls" if notice.calls > 1 else "a call"
     what = f" of {notice.service} to {_plainly(notice.target)}" if notice.service else ""
-    why = f" ({notice.reason})" if notice.reason else ""
+    why = f" ({_DIRECTORIES.sub('', notice.reason)})" if notice.reason else ""
     return f"{when} {notice.kind}: {many} by {notice.source}{what}{why}"
 
 
