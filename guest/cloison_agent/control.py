@@ -102,6 +102,7 @@ def _when_quiet(agent: Agent, answer: Answer, before: tuple[int, int], calm: int
 
 VERBS: dict[str, ControlVerb] = {
     "configure": configure,
+    "counters": network.count,
     "downlinks": network.connect,
     "network": network.configure,
     "prepare-freeze": prepare_freeze,

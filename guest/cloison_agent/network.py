@@ -12,8 +12,8 @@ from contextlib import suppress
 from typing import Any
 
 from cloison.wire.network import Downlink, Downlinks, Uplink, parse_downlinks, parse_rules, parse_uplink
-from cloison_agent import firewall
 from cloison_agent.agent import Agent, Answer
+from cloison_agent.firewall import Firewall
 from cloison_agent.loop import READ
 from cloison_agent.netlink import Card, Netlink
 
@@ -32,6 +32,7 @@ class Network:
         self._told: Netlink | None = None
         self._waiting: list[_Wait] = []
         self._rules: dict[str, list[str]] = {}
+        self._firewall: Firewall | None = None
         self.downlinks: dict[str, Downlink] = {}
 
     def kernel(self) -> Netlink:
@@ -55,6 +56,11 @@ class Network:
 
         self._await_cards(agent, frozenset({uplink.mac}), answer, found)
 
+    def firewall(self, agent: Agent) -> Firewall:
+        if self._firewall is None:
+            self._firewall = Firewall(agent.loop)
+        return self._firewall
+
     def connect(self, agent: Agent, fields: Mapping[str, Any], answer: Answer) -> None:
         """``downlinks``: closes whatever is not named, then answers when all cards are there or late (``missing``)."""
         wanted = parse_downlinks(fields)
@@ -62,7 +68,6 @@ class Network:
         self.downlinks = {link.interface: link for link in wanted.links}
         for interface in gone:
             self._rules.pop(interface, None)
-        firewall.apply_links(wanted)
         self._take_down(gone)
 
         def found(cards: Mapping[str, Card]) -> None:
@@ -72,7 +77,13 @@ class Network:
             _allow_forwarding(wanted)
             answer(missing=" ".join(link.interface for link in wanted.links if link.mac not in cards))
 
-        self._await_cards(agent, frozenset(link.mac for link in wanted.links), answer, found)
+        def filtered(error: str) -> None:
+            if error:
+                answer(error=error)
+            else:
+                self._await_cards(agent, frozenset(link.mac for link in wanted.links), answer, found)
+
+        self.firewall(agent).apply_links(wanted, filtered)
 
     def load_rules(self, agent: Agent, fields: Mapping[str, Any], answer: Answer) -> None:
         """``rules``: the last part's answer says that they are in force."""
@@ -84,9 +95,15 @@ class Network:
             self._rules[part.interface] = []
         kept = self._rules.setdefault(part.interface, [])
         kept.append(part.text)
-        if part.last:
-            firewall.load_rules(self.downlinks[part.interface], "".join(self._rules.pop(part.interface)))
-        answer()
+        if not part.last:
+            answer()
+            return
+        text = "".join(self._rules.pop(part.interface))
+        self.firewall(agent).load_rules(part.interface, text, lambda why: answer(**{"error": why} if why else {}))
+
+    def count(self, agent: Agent, fields: Mapping[str, Any], answer: Answer) -> None:
+        """``counters``: what the rules of ``interface`` have decided, from the rule numbered ``first`` on."""
+        self.firewall(agent).read_counters(str(fields["interface"]), int(fields["first"]), answer)
 
     def _take_down(self, interfaces: set[str]) -> None:
         if interfaces:
@@ -163,7 +180,7 @@ def set_up_uplink(kernel: Netlink, card: Card, uplink: Uplink) -> str:
 
 
 def set_up_downlink(kernel: Netlink, card: Card, link: Downlink, netvm: Downlinks) -> None:
-    """The client's cable: its address alone is at the other end."""
+    """The client's cable: its true address alone is at the other end (the firewall puts on it what the client sees)."""
     if card.name != link.interface:
         if card.is_up:
             kernel.set_link(card.number, up=False)
@@ -172,7 +189,7 @@ def set_up_downlink(kernel: Netlink, card: Card, link: Downlink, netvm: Downlink
     _set_ipv6(link.interface, has_ip6)
     _sysctl(f"ipv4/conf/{link.interface}/rp_filter", "1")
     kernel.set_link(card.number, up=True, mtu=link.mtu)
-    for gateway, client in ((netvm.gateway, link.visible_ip), (netvm.gateway6, link.ip6 if has_ip6 else "")):
+    for gateway, client in ((netvm.gateway, link.ip), (netvm.gateway6, link.ip6 if has_ip6 else "")):
         if gateway and client:
             kernel.add_address(card.number, gateway)
             kernel.add_neighbour(card.number, client, link.client_mac)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-LAB = Path(__file__).with_name("lab.py")
+LAB, NETVM = (Path(__file__).with_name(name) for name in ("lab.py", "netvm.py"))
 AS_OWN_ROOT = ("unshare", "--user", "--map-root-user", "--net")
 
 
@@ -25,15 +25,27 @@ def way_in() -> tuple[str, ...]:
     pytest.skip("this kernel lets no ordinary user make namespaces")
 
 
-@pytest.fixture(scope="module")
-def lab() -> dict[str, Any]:
+def run_inside(way: tuple[str, ...], *program: str) -> dict[str, Any]:
     path = os.environ["PATH"] + ":/usr/sbin:/sbin"
     assert shutil.which("nft", path=path), "nftables is needed to test firewalls (./test installs it)"
-    done = subprocess.run([*way_in(), sys.executable, str(LAB)], text=True, capture_output=True, timeout=120,
+    done = subprocess.run([*way, sys.executable, *program], text=True, capture_output=True, timeout=120,
                           env={**os.environ, "PATH": path})  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     result: dict[str, Any] = json.loads(done.stdout)
     return result
+
+
+@pytest.fixture(scope="module")
+def lab() -> dict[str, Any]:
+    return run_inside(way_in(), str(LAB))
+
+
+@pytest.fixture(scope="module")
+def netvm() -> dict[str, Any]:
+    """As root where we are root: an ordinary user's buffers towards the kernel are too small for 10 000 rules."""
+    if os.getuid() == 0:
+        return run_inside(("unshare", "--net"), str(NETVM), "10000")
+    return run_inside(way_in(), str(NETVM), "500")
 
 
 def test_nothing_hostile_arrives_anywhere(lab: dict[str, Any]) -> None:
@@ -103,3 +115,47 @@ def test_rules_with_names_follow_their_addresses(lab: dict[str, Any]) -> None:
 
 def test_a_client_may_take_another_address_for_its_own(lab: dict[str, Any]) -> None:
     assert lab["translated"] == {"udp": "answered", "tcp": "hello from 192.0.2.1", "its true address": []}
+
+
+def test_the_agent_says_when_rules_are_in_and_why_not(netvm: dict[str, Any]) -> None:
+    assert netvm["rules of no link"] == "there is no link vif1"
+    assert netvm["links"] == netvm["rules"] == netvm["of the second"] == ""
+    assert not netvm["no rules yet"], "a client without rules has no way through at all"
+    assert netvm["in the kernel"] == 2
+    assert "action must be accept or drop" in netvm["nonsense"]
+    assert netvm["after nonsense"].count("counter") == 1, "rules that cannot be read close the client"
+    assert netvm["no nft"].startswith("nft: ")
+
+
+def test_the_users_scripts_run_before_the_first_client(netvm: dict[str, Any]) -> None:
+    assert netvm["scripts"] == ["10-first", "user-script"]
+
+
+def test_a_rule_ends_at_its_time(netvm: dict[str, Any]) -> None:
+    assert netvm["until it ends"] and netvm["ended"]
+
+
+def test_names_are_followed(netvm: dict[str, Any]) -> None:
+    assert netvm["names"] == {
+        "first": True,
+        "moved": True,
+        "by tcp": True,
+        "silence": ["9.9.9.7"],
+        "gone": True,
+        "unknown, dropping": True,
+        "known, dropping": True,
+        "sets left": 0,
+        "asks for nothing": True,
+    }
+
+
+def test_counters_are_read(netvm: dict[str, Any]) -> None:
+    assert netvm["counters"] == {"text": "", "next": 0, "refused": 0, "spoofed": 0, "rules": 1}
+
+
+def test_a_client_whose_card_is_gone_leaves_nothing(netvm: dict[str, Any]) -> None:
+    assert netvm["without its card"] == "" and not netvm["left of it"]
+
+
+def test_a_great_many_rules_are_loaded(netvm: dict[str, Any]) -> None:
+    assert netvm["many rules"] == "" and netvm["all of them"]
