@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 from tests.live.conftest import LiveSystem, wait_until
 
+POLICY = "20-audit-test"
+
 
 def events(system: LiveSystem, *words: str) -> list[str]:
     return [f"{row.get('kind', '-')} {row.get('event', '-')}" for row in system.json("audit", "-n", "0", *words)]
@@ -22,7 +24,11 @@ def test_the_record_of_a_qube_s_life(system: LiveSystem, new_qube: Callable[...,
     qube = new_qube()
     system.cloison("features", qube, "service.audit-test", "1")
     system.run(qube, "sh", "-c", "cat > /dev/null; echo 12345; exit 3", stdin=b"x" * 1000, expect=3)
+    system.cloison("policy", "replace", POLICY, stdin=f"test.Nothing * {qube} dom0 deny\n".encode())
     system.run(qube, "qrexec-client-vm", "dom0", "test.Nothing+secret", expect=126)
+    system.cloison("policy", "remove", POLICY)
+    changed = system.json("audit", "--kind", "policy", "-n", "2")
+    assert [row["who"] for row in changed] == ["dom0", "dom0"] and changed[0]["old"] == changed[1]["policy"]
     told = ["qube created", "change asked", "change set", "call allowed", "qube started", "call ended"]
     found = events(system, "--qube", qube)
     assert is_in_order([*told, "call allowed", "call denied", "call ended"], found), found
@@ -32,7 +38,7 @@ def test_the_record_of_a_qube_s_life(system: LiveSystem, new_qube: Callable[...,
     assert ended["source"] == "dom0" and ended["seconds"] > 0
     [denied] = system.json("audit", "--source", qube, "--verdict", "deny")
     assert (denied["service"], denied["argument"]) == ("test.Nothing", "secret")
-    assert denied["rule"].startswith("90-default.policy:") and denied["policy"].startswith("sha256:")
+    assert (denied["rule"], denied["policy"]) == (f"{POLICY}.policy:1", changed[0]["policy"])
 
     # The daemon dies in the middle of everything: the record goes on and hangs together.
     system.run(qube, "true")

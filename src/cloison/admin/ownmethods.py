@@ -198,6 +198,11 @@ async def _import_standalone(desk: Desk, call: Call, report: Report) -> Mapping[
     return await desk.own.import_standalone(parse_qube_name(call.arg), wishes, report)
 
 
+async def policy_changed(desk: Desk, _call: Call) -> Answer:
+    desk.own.policy_changed()
+    return "{}"
+
+
 async def erase_audit(desk: Desk, call: Call) -> Answer:
     return _dump({"erased": await desk.own.erase_audit(call.arg)})
 
@@ -225,6 +230,8 @@ METHODS = (
     Method("cloison.daemon.Stop", _DOM0, _NO, _MAY, _IN, "End the daemon; qubes go on unless kill_qubes.", stop_daemon),
     Method("cloison.audit.Erase", _DOM0, _YES, _NO, _IN, "Make what is recorded about a qube unreadable for ever.",
            erase_audit),
+    Method("cloison.policy.Changed", _DOM0, _NO, _YES, _IN, "Policy files were changed; payload: which.",
+           policy_changed),
     Method("cloison.property.Catalogue", _DOM0, _NO, _NO, _GRO, "Declarations of all properties.", catalogue),
     Method("cloison.qube.List", _DOM0, _NO, _MAY, _GRO, "All qubes with chosen properties in one answer.", list_qubes),
     Method("cloison.qube.Clone", _QUBE, _NO, _YES, _GRW, "Make a copy of a qube.", clone_qube),

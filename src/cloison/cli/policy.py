@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from cloison.policy.store import PolicyStore
 
 _CHUNK_BYTES = 65536
+TELL_TIMEOUT_S = 5.0
 _DEFAULT_FILE = "30-user"
 _EXAMPLES = (
     ("cloison policy check", "are the files right, can every rule match?"),
@@ -361,6 +362,7 @@ token_option = click.option(
 def replace_policy(session: Session, name: str, file: Path, token: str) -> None:
     """Put FILE (default: standard input) in place as policy file NAME; refused if the set would be broken."""
     _store(session).replace(name, _read_input(file), token)
+    _tell_daemon(session, f"{name} replaced")
 
 
 @subcommand(COMMAND, "remove", examples=(("cloison policy remove 40-office", "refused while something includes it"),))
@@ -369,6 +371,7 @@ def replace_policy(session: Session, name: str, file: Path, token: str) -> None:
 def remove_policy(session: Session, name: str, token: str) -> None:
     """Remove a policy file; refused if the set would be broken."""
     _store(session).remove(name, token)
+    _tell_daemon(session, f"{name} removed")
 
 
 @subcommand(COMMAND, "edit", examples=(("cloison policy edit", "your own rules: 30-user"),))
@@ -390,6 +393,7 @@ def edit_policy(session: Session, name: str) -> None:
             return
         try:
             store.replace(name, edited.encode(), token)
+            _tell_daemon(session, f"{name} edited")
             return
         except StoreError as error:
             session.complain(error)
@@ -421,6 +425,16 @@ def apply_policy(session: Session, revoke: bool, dry_run: bool, as_json: bool) -
         session.say("every running call is still allowed")
     elif not revoke:
         session.say("they go on; `cloison policy apply --revoke` ends them")
+
+
+def _tell_daemon(session: Session, change: str) -> None:
+    """For the audit log. A daemon that does not run, or is of another version, notices at the next call by itself."""
+    from cloison.client import Client, calls
+
+    try:
+        Client(session.layout, start_daemon=False).do(calls.policy_changed(change), timeout_s=TELL_TIMEOUT_S)
+    except CloisonError:
+        pass
 
 
 def _read_input(file: Path) -> bytes:

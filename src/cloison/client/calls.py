@@ -360,6 +360,11 @@ def forkpoint_drop(**which: str) -> Call[Json]:
     return Call("cloison.forkpoint.Drop", "dom0", payload=_dump(which), parse=_object)
 
 
+def policy_changed(what: str) -> Call[Json]:
+    """For the record: which file was replaced or removed."""
+    return Call("cloison.policy.Changed", "dom0", payload=what.encode(), parse=_object)
+
+
 def audit_erase(qube: str) -> Call[Json]:
     return Call("cloison.audit.Erase", "dom0", qube, parse=_object)
 

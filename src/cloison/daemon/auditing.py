@@ -94,6 +94,14 @@ class Auditing:
             self._policy_hash = current
         self.log.write(record)
 
+    def note_policy(self, *, who: str) -> None:
+        """The policy may have been changed by ``who``; if so that is recorded now."""
+        self._policy.current()
+        if self._policy.digest != self._policy_hash:
+            self.log.note({"kind": Kind.POLICY.value, "event": "changed", "who": who, "old": self._policy_hash,
+                           "policy": self._policy.digest})  # fmt: skip
+            self._policy_hash = self._policy.digest
+
     # -- changes
 
     def witness(self, call: Call) -> Callable[[str], None]:

@@ -26,7 +26,7 @@ from cloison.engine.templates import ForkPointRow, Templates
 from cloison.errors import BadRequest, ProtocolError
 from cloison.layout import Layout
 from cloison.model.classes import Klass
-from cloison.model.names import QubeName
+from cloison.model.names import DOM0, QubeName
 from cloison.templates.bootfiles import read_boot_files
 from cloison.templates.build import ImageRequest, build_image
 from cloison.templates.importer import inspect_image
@@ -97,6 +97,9 @@ class DaemonVerbs:
 
     def stop_daemon(self, *, kill_qubes: bool) -> None:
         self._stop(kill_qubes)
+
+    def policy_changed(self) -> None:
+        self._auditing.note_policy(who=DOM0)
 
     async def erase_audit(self, name: str) -> int:
         return await self._auditing.erase(name)

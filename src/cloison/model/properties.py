@@ -213,7 +213,7 @@ GLOBAL_PROPERTIES: Mapping[str, Property] = _tables(
          parse=values.parse_positive),
     _row("default_audit", STR, _D0, "How much the audit log keeps about qubes that do not say.", "full",
          parse=values.one_of("full", "metadata", "off")),
-    _row("audit_limit", INT, _D0, "Size above which the oldest part of the audit log is removed; 0: never.", 256,
+    _row("audit_limit", INT, _D0, "Size above which the oldest part of the audit log is removed; 0: never.", 1024,
          unit="MiB"),
     _row("stats_interval", INT, _D0, "Time between two measurements.", 3, unit="s", parse=values.parse_positive),
     _row("check_updates_vm", BOOL, _D0, "Whether qubes look for updates.", True),

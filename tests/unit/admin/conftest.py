@@ -253,6 +253,8 @@ class FakeOwn:
     async def import_standalone(self, name: QubeName, wishes: Mapping[str, Any], report: Report) -> Mapping[str, Any]:
         return {"name": name}
 
+    def policy_changed(self) -> None: ...
+
     async def erase_audit(self, name: str) -> int:
         return 0
 

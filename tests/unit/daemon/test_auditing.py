@@ -99,6 +99,13 @@ async def test_a_changed_policy_is_recorded_before_the_first_call_that_it_decide
     ]
 
 
+async def test_a_policy_that_somebody_changed_is_recorded_when_it_is_said(records: Records) -> None:
+    records.auditing.note_policy(who="dom0")
+    (records.policy_directory / "30-user.policy").write_text("broken\n")
+    records.auditing.note_policy(who="dom0")
+    assert records.found("kind", "event", "policy", "who")[1:] == [("policy", "changed", "broken", "dom0")]
+
+
 async def test_a_change_is_recorded_before_it_is_made_and_after(records: Records) -> None:
     tell_end = records.auditing.witness(Call(DOM0, WORK, "admin.vm.feature.Set", "service.crond", b"1"))
     assert records.found("event", "service", "argument", "value")[-1] == (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import shutil
 from collections.abc import Callable
@@ -11,8 +12,9 @@ from pathlib import Path
 import pytest
 from auditlogs import Crash, CrashingDisk, FullDisk, LogBench, PowerCutDisk
 
-from cloison.qrexec.audit.chain import parse_line
+from cloison.qrexec.audit.chain import Tip, parse_line
 from cloison.qrexec.audit.record import Level
+from cloison.qrexec.audit.signing import Signing, find_signing
 from cloison.qrexec.audit.store import AuditLog
 
 Bench = Callable[..., LogBench]
@@ -64,6 +66,33 @@ def test_a_crash_at_any_step_leaves_a_record_that_goes_on_and_verifies(bench: Be
         assert kept[-1] == 100 and kept[:-1] == sorted(kept[:-1])
         if report.first == 1:
             assert kept[: len(done)] == done
+        shutil.rmtree(it.directory)
+
+
+def test_a_crash_leaves_no_old_signing_key_in_any_file(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever step the crash came at: once the next daemon has settled, only the present key is there."""
+    used: list[str] = []
+    succeed = Signing.succeed
+
+    def remember(self: Signing, tip: Tip) -> Signing:
+        used.append(self.key.private_bytes_raw().hex())
+        made = succeed(self, tip)
+        used.append(made.key.private_bytes_raw().hex())
+        return made
+
+    monkeypatch.setattr(Signing, "succeed", remember)
+    for step in range(1, steps_of_a_busy_day(bench) + 1, 2):
+        it = bench(f"at{step}")
+        with contextlib.suppress(Crash):
+            busy_day(it.open(CrashingDisk(step)), it, [])
+        after = it.open()
+        it.call(100, log=after)
+        after.settle()
+        present = find_signing(it.directory)
+        assert present is not None
+        everything = b"".join(path.read_bytes() for path in it.directory.iterdir())
+        old = [key for key in used if key != present.key.private_bytes_raw().hex() and key.encode() in everything]
+        assert old == [], step
         shutil.rmtree(it.directory)
 
 

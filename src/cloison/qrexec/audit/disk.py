@@ -46,6 +46,7 @@ class Disk:
         as far as a file system that writes in place can tell.
         """
         fresh = path.with_name(path.name + ".new")
+        self._discard(fresh)
         descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             if self.write(descriptor, content) != len(content):
@@ -64,6 +65,18 @@ class Disk:
         finally:
             if old >= 0:
                 os.close(old)
+
+    def _discard(self, path: Path) -> None:
+        """What a crash left half-made may hold keys as well."""
+        try:
+            left = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return
+        try:
+            self.scrub(left)
+        finally:
+            os.close(left)
+        self.unlink(path)
 
     def scrub(self, descriptor: int) -> None:
         os.pwrite(descriptor, bytes(os.fstat(descriptor).st_size), 0)
