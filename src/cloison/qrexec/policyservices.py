@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import re
 from collections.abc import Callable, Mapping
 
 from cloison.errors import CloisonError
-from cloison.policy import Deny, PolicyError, PolicySource, Request, SystemInfo
+from cloison.policy import Deny, PolicyError, PolicySet, PolicySource, Request, SystemInfo
 from cloison.policy.grammar import is_argument, is_service_name
 from cloison.policy.store import INCLUDE, PolicyStore, StoreError
 from cloison.qrexec.ports import Handler, ServiceCall, ServiceFailed
@@ -20,6 +21,8 @@ from cloison.qrexec.ports import Handler, ServiceCall, ServiceFailed
 log = logging.getLogger(__name__)
 
 FAILED, BROKEN = 1, 2
+REGISTERED = "60-registered-arguments"
+_REGISTERED = re.compile(r"\+[A-Za-z0-9._-]{1,64}", re.ASCII)
 MAX_SOURCE, MAX_TARGET = 31, 63
 """Bytes of the two names that EvalSimple reads."""
 
@@ -41,6 +44,7 @@ def policy_handlers(
         handlers[f"policy.{verb}"] = functools.partial(_serve, store, work, "")
         if verb != "GetFiles":
             handlers[f"policy.{INCLUDE}.{verb}"] = functools.partial(_serve, store, work, f"{INCLUDE}/")
+    handlers["policy.RegisterArgument"] = functools.partial(_register_argument, store)
     handlers["policy.EvalSimple"] = functools.partial(_eval_simple, policy, system)
     return handlers
 
@@ -117,6 +121,34 @@ def _token(untrusted_token: bytes) -> str:
     if token not in ("any", "new") and not token.startswith("sha256:"):
         raise ProtocolBroken('a token is "any", "new" or "sha256:" and a digest')
     return token
+
+
+async def _register_argument(store: PolicyStore, call: ServiceCall, stdin: bytes) -> bytes:
+    """policy.RegisterArgument+SERVICE: the target that was asked for may call SERVICE with this argument on the caller.
+
+    An argument of a service is registered once, by whoever comes first: no other qube can take it over.
+    """
+    argument = "+" + stdin.decode("ascii", "replace")
+    if not is_service_name(call.argument) or not _REGISTERED.fullmatch(argument):
+        raise ServiceFailed(FAILED, "the argument is a service; the input 1 to 64 letters, digits, '-', '.', '_'")
+    if not call.requested_target or call.requested_target.startswith("@"):
+        raise ServiceFailed(FAILED, "the target is the qube that is going to call")
+    line = f"{call.argument} {argument} {call.requested_target} {call.source} allow"
+    await _serve(store, functools.partial(_register, line, call.argument, argument), "", call, b"")
+    log.info("%s registered: %s", call.source, line)
+    return b""
+
+
+def _register(line: str, service: str, argument: str, store: PolicyStore, _name: str, _payload: bytes) -> bytes:
+    file = str(store.path_of(REGISTERED))
+
+    def place(policy: PolicySet) -> None:
+        taken = (rule for rule in policy.rules if rule.place.file == file)
+        if any((rule.service, rule.argument) == (service, argument) for rule in taken):
+            raise StoreError(f"{service}{argument} is registered already")
+
+    store.insert_line(REGISTERED, line, place=place, check=lambda policy: None)
+    return b""
 
 
 async def _eval_simple(

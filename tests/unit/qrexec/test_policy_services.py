@@ -92,6 +92,26 @@ async def test_two_editors_at_once_cannot_lose_an_update(admin):
     assert content.count(b"# editor") == 1
 
 
+async def test_an_argument_is_registered_once(admin, house):
+    (house.directory / "policy.d" / "21-register.policy").write_text(
+        "policy.RegisterArgument +my.Service admin @anyvm allow target=dom0\n"
+        "policy.RegisterArgument +my.Service vault @anyvm allow target=dom0\n"
+    )
+
+    async def register(source: str, target: str, argument: bytes) -> int:
+        session = await house.qubes.agents[source].call(target, "policy.RegisterArgument+my.Service")
+        await session.write(Stream.STDIN, argument, end=True)
+        return (await session.result())[0]
+
+    assert await register("admin", "work", b"id-1") == 0
+    assert await register("vault", "work", b"id-1") == 1
+    assert await register("vault", "work", b"id-2") == 0
+    for target, wrong in (("work", b""), ("work", b"a b"), ("work", b"x" * 65), ("work", b"\xff"), ("none", b"id-3")):
+        assert await register("vault", target, wrong) == 1
+    lines = (house.directory / "policy.d" / "60-registered-arguments.policy").read_text().splitlines()
+    assert lines == ["my.Service +id-1 work admin allow", "my.Service +id-2 work vault allow"]
+
+
 async def test_others_may_not(admin, house):
     with pytest.raises(PermissionError):
         await house.qubes.agents["work"].call("@adminvm", "policy.List")
