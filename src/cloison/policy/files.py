@@ -155,7 +155,7 @@ def open_locked(directory: Path) -> Iterator[None]:
 def replace_file(path: Path, content: bytes) -> None:
     """Put the content under its name whole or not at all; the temporary name is one that no policy loader reads."""
     path.parent.mkdir(exist_ok=True)
-    temporary = path.with_name("!" + path.name)
+    temporary = path.with_name(f".{path.name}.new")
     try:
         with open(temporary, "wb") as opened:
             opened.write(content)

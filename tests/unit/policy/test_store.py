@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -157,3 +158,18 @@ def test_an_interrupted_installation_is_completed(tmp_path: Path, monkeypatch: p
         load_policy(tmp_path)
     except PolicyError as error:
         pytest.fail(str(error))
+
+
+def test_while_a_file_is_put_in_place_the_policy_is_never_broken(store: PolicyStore, policy_dir: Path, monkeypatch):
+    store.replace("10-a", GOOD, "new")
+    seen = []
+    real = os.fsync
+
+    def look(descriptor: int) -> None:
+        seen.append([str(rule) for rule in load_policy(policy_dir).rules])
+        assert store.list_files() == ["10-a"]
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", look)
+    store.replace("10-a", b"s * * * allow\n", "any")
+    assert seen[0] == ["s * * * deny"] and seen[-1] == ["s * * * allow"]
