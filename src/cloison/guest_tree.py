@@ -108,6 +108,12 @@ def guest_tree() -> GuestTree:
     return tree
 
 
+def guest_services() -> tuple[str, ...]:
+    """Names of the services that the tree brings."""
+    directory = "/etc/qubes-rpc/"
+    return tuple(sorted(path.removeprefix(directory) for path in guest_tree() if path.startswith(directory)))
+
+
 def guest_commands() -> tuple[tuple[str, ...], ...]:
     """To be run inside the guest's root directory, as root, after the tree was copied; each must end with 0."""
     return (("/usr/bin/python3", "-IS", ARCHIVE, "precompile"),)

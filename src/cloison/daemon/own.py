@@ -24,6 +24,7 @@ from cloison.engine.stock import Stock
 from cloison.engine.system import System
 from cloison.engine.templates import ForkPointRow, Templates
 from cloison.errors import BadRequest, ProtocolError
+from cloison.guest_tree import guest_services
 from cloison.layout import Layout
 from cloison.model.classes import Klass
 from cloison.model.names import DOM0, QubeName
@@ -53,6 +54,7 @@ class _Built:
     key: str
     size_bytes: int
     distribution: str
+    services: tuple[str, ...]
 
 
 class DaemonVerbs:
@@ -194,7 +196,7 @@ async def build_for_engine(cache: Path, wishes: Mapping[str, Any], progress: eng
     image = await build_image(request, cache, progress, again=bool(wishes.get("force")))
     version = f"{request.distribution}-{request.suite or 'stable'}"
     content_key = f"{image.key} {image.built}"  # built again, it holds newer packages
-    return _Built(image.disk, image.kernel, image.initrd, content_key, image.size_bytes, version)
+    return _Built(image.disk, image.kernel, image.initrd, content_key, image.size_bytes, version, guest_services())
 
 
 async def read_boot_files_of(chain: Chain, directory: Path) -> tuple[Path, Path] | None:

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import secrets
 import shutil
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -39,11 +39,9 @@ TEMPLATE_FEATURES: Mapping[str, str] = {
     AGENT_FEATURE: "1",
     "os": "Linux",
     "vmexec": "1",
-    "supported-rpc.qubes.WaitForSession": "1",
-    "supported-rpc.qubes.WaitForRunningSystem": "1",
-    "supported-rpc.qubes.VMRootExec": "1",
-    "supported-rpc.qubes.VMRootShell": "1",
 }
+"""Of every built template; the services that can be called in it come with the image. At its first start it announces
+all of that itself."""
 
 
 class BuiltImage(Protocol):
@@ -61,6 +59,10 @@ class BuiltImage(Protocol):
     def size_bytes(self) -> int: ...
     @property
     def distribution(self) -> str: ...
+    @property
+    def services(self) -> Sequence[str]:
+        """Names of the services that the image brings."""
+        ...
 
 
 BuildImage = Callable[[Mapping[str, Any], Progress], Awaitable[BuiltImage]]
@@ -120,7 +122,11 @@ class Templates:
                     template,
                     label,
                     properties={"kernelopts": BOOT_OPTIONS},
-                    features={**TEMPLATE_FEATURES, "os-distribution": image.distribution},
+                    features={
+                        **TEMPLATE_FEATURES,
+                        **{f"supported-rpc.{service}": "1" for service in image.services},
+                        "os-distribution": image.distribution,
+                    },
                     sizes={"root": image.size_bytes},
                     makers={"root": _maker(image.disk, "qcow2", image.key)},
                 )

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from cloison.guest_tree import ARCHIVE, TOOLS, build_agent, guest_commands, guest_digest, guest_tree
+from cloison.guest_tree import ARCHIVE, TOOLS, build_agent, guest_commands, guest_digest, guest_services, guest_tree
 from cloison_agent.identity import parse_binds
 
 
@@ -22,6 +22,15 @@ def test_every_link_leads_to_something_in_the_tree() -> None:
     for path, (mode, target) in tree.items():
         if stat.S_ISLNK(mode):
             assert os.path.normpath(os.path.join(os.path.dirname(path), target.decode())) in tree, path
+
+
+def test_what_only_dom0_may_ask_runs_as_root_and_is_known_to_the_policy() -> None:
+    from cloison.policy.store import default_policy
+
+    as_root = {path.rpartition("/")[2] for path, (_, text) in guest_tree().items() if b"force-user = 'root'" in text}
+    assert {"qubes.SetDateTime", "qubes.PostInstall", "qubes.SuspendPreAll"} <= as_root <= set(guest_services())
+    denied = {rule.service for rule in default_policy().rules}
+    assert as_root - denied == set(), "a service that runs as root has a rule of its own"
 
 
 def test_programs_may_be_run_and_settings_may_not() -> None:
