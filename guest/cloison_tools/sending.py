@@ -59,8 +59,7 @@ def _send(target: str, arguments: list[str], *, move: bool, usage: str) -> int:
     safe = all(map(_is_display_safe, survey.names))
     code = _transfer(target, "qubes.Filecopy" if safe else "qubes.Filecopy+allow-all-names", paths, survey, progress)
     if code == 0 and move:
-        for path in paths:
-            _remove(path)
+        return max(map(_remove, paths))
     return code
 
 
@@ -90,17 +89,18 @@ def _is_display_safe(name: bytes) -> bool:
     return is_display_safe(name)
 
 
-def _remove(path: bytes) -> None:
-    import shutil
-    from stat import S_ISDIR
+def _remove(path: bytes) -> int:
+    """By rm, which has no fear of deep trees; ``.`` by its real name."""
+    import os
 
-    try:
-        if S_ISDIR(posix.lstat(path).st_mode):
-            shutil.rmtree(path)
-        else:
-            posix.unlink(path)
-    except OSError as error:
-        complain(f"{_shown(path)} was copied, but could not be removed here: {error.strerror}")
+    place = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
+    if os.path.basename(path) in (b".", b"..", b""):
+        place = os.path.realpath(path)
+    pid = posix.posix_spawn("/bin/rm", [b"rm", b"-rf", b"--", place], posix.environ)
+    code = posix.waitstatus_to_exitcode(posix.waitpid(pid, 0)[1])
+    if code:
+        complain(f"{_shown(path)} was copied, but could not be removed here")
+    return 1 if code else 0
 
 
 def _transfer(target: str, service: str, paths: list[bytes], survey: Survey, progress: "Progress | None") -> int:

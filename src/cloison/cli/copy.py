@@ -60,7 +60,7 @@ def _remove(session: Session, files: Sequence[Path]) -> int:
     for path in files:
         try:
             if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
+                shutil.rmtree(path.resolve())
             else:
                 path.unlink()
         except OSError as error:

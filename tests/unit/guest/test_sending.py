@@ -138,6 +138,15 @@ def test_nothing_is_removed_unless_all_is_well(agent: Agent, tmp_path: Path) -> 
     assert note.exists()
 
 
+def test_a_directory_is_moved_by_its_real_name(agent: Agent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tree" / "sub").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("tree")
+    monkeypatch.chdir(tmp_path / "tree")
+    assert tool(agent, "move", ".", patch=POINT) == (0, "", "")
+    assert (agent.home / "QubesIncoming" / "work" / "tree" / "sub").is_dir()
+    assert not (tmp_path / "tree").exists() and (tmp_path / "link").is_symlink()
+
+
 def test_an_early_answer_ends_the_sending(agent: Agent, tmp_path: Path) -> None:
     big = tmp_path / "big"
     with big.open("wb") as file:
