@@ -13,6 +13,8 @@ import tempfile
 
 NAME_BYTES = 256
 VIEW_ONLY = b"view-only-"
+MAX_NAME = 255
+"""Of a file system; the end says more of a file than the beginning."""
 MAX_URL_BYTES = 65536
 SPARE_BYTES = 16 << 20
 _OPENER = "/usr/bin/qubes-open"
@@ -23,7 +25,7 @@ def serve_open(_: str) -> int:
     """stdin: 256 bytes of name, then the content. stdout: the new content if it was changed."""
     name = _read_exactly(NAME_BYTES).rstrip(b"\0")
     view_only = name.startswith(VIEW_ONLY)
-    safe = _UNSAFE.sub(b"_", name.removeprefix(VIEW_ONLY)) or b"file"
+    safe = _UNSAFE.sub(b"_", name.removeprefix(VIEW_ONLY))[-MAX_NAME:] or b"file"
     if safe.startswith(b"."):
         safe = b"_" + safe[1:]
     source = re.sub(r"[^A-Za-z0-9._-]", "_", os.environ.get("QREXEC_REMOTE_DOMAIN", "")) or "unknown"
@@ -67,11 +69,11 @@ def _was_changed(path: bytes, before_ns: int) -> bool:
 
 def serve_url(_: str) -> int:
     """stdin: one line, a web or ftp address."""
-    line = sys.stdin.buffer.readline(MAX_URL_BYTES).strip()
-    if not re.fullmatch(rb"(?:https?|ftp)://[\x21-\x7e]+", line):
+    line = sys.stdin.buffer.readline(MAX_URL_BYTES + 1)
+    if len(line) > MAX_URL_BYTES or not re.fullmatch(rb"(?:https?|ftp)://[\x21-\x7e]+\s*", line):
         print("only http, https and ftp addresses are opened", file=sys.stderr)
         return 1
-    return subprocess.run([_OPENER, line], stdin=subprocess.DEVNULL, stdout=2, check=False).returncode
+    return subprocess.run([_OPENER, line.strip()], stdin=subprocess.DEVNULL, stdout=2, check=False).returncode
 
 
 def _read_exactly(size_bytes: int) -> bytes:
