@@ -16,6 +16,7 @@ import contextlib
 import logging
 import secrets
 import socket
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -254,6 +255,7 @@ class Network:
 
     async def _join(self, live: Live, peer: Live, qube: Qube, wish: object) -> Cable:
         """A card in each machine and a closed cable between them; nothing half made stays."""
+        began = time.monotonic()
         cable = Cable(secrets.token_hex(6), interface_of(qube), peer.facts.name, wish)
         uplink = uplink_of(self._inventory(), qube.name)
         assert uplink is not None, "a qube with a netvm has a way out"
@@ -271,16 +273,19 @@ class Network:
             except BaseException:
                 await asyncio.shield(self._cut(live, cable))
                 raise
+        log.debug("cards of %s and %s plugged in within %.3f s", qube.name, cable.netvm, time.monotonic() - began)
         return cable
 
     async def _open(self, live: Live, peer: Live, cable: Cable, uplink: Uplink | None) -> None:
         """Tell both agents; once the netvm's has the rules, let packets pass."""
+        began = time.monotonic()
         told = [self.netvms.admit(peer, live.facts.name, cable.interface)]
         if live.link is not None:
             told.append(_tell(live, uplink))
         await _all(*told)
         await peer.machine.open_nic(cable.interface, open=True)
         cable.open = True
+        log.debug("cable of %s opened within %.3f s", live.facts.name, time.monotonic() - began)
         self._system.books.say(NetvmConnected(peer.facts.name, live.facts.name))
 
     async def _lead_out(self, live: Live, inventory: Inventory, wish: object) -> None:
