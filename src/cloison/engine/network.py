@@ -58,8 +58,8 @@ log = logging.getLogger(__name__)
 UPLINK = "uplink"
 """Name of every qube's card towards its netvm."""
 AGENT_TIMEOUT_S = 60.0
-RETRY_S = 2.0
-"""Pause before a way out that broke is opened again."""
+RETRY_S, LONGEST_RETRY_S = 2.0, 60.0
+"""Pause before a way out that broke is opened again; it doubles."""
 FOLLOWED_PROPERTIES = frozenset({"netvm", "mac", "ip", "ip6", "provides_network"})
 """Properties whose change on a running qube changes its cable at once."""
 FOLLOWED_FEATURES = frozenset({"uplink", "uplink-host-ports", "ipv6", "net.fake-ip", "net.fake-gateway"})
@@ -122,6 +122,9 @@ class Network:
     async def started(self, name: QubeName) -> None:
         """Give a qube that runs now its cable, and its clients theirs. Trouble is told, not raised."""
         await self._settle_quietly(name)
+        live = self._system.find_live(name)
+        if live is not None and self.trouble(name) and find_exit(self._inventory(), name) is not None:
+            self._begin(self._until_mended(live), f"way out of {name}")
         for client in clients_of(self._inventory(), name):
             if self._system.find_live(client.name) is not None:
                 self._begin(self._settle_quietly(client.name), f"cable of {client.name}")
@@ -162,7 +165,10 @@ class Network:
         """Make the qube's cable what the inventory says. Raises CloisonError: it is closed then."""
         async with self._turn(name):
             live = self._system.find_live(name)
-            if live is None or self._system.power_state(name) is PowerState.PAUSED:
+            if live is None:
+                return
+            if self._system.power_state(name) is PowerState.PAUSED:
+                await self._close_unless_wished(name)  # the rest once it goes on
                 return
             try:
                 await self._settle(live, self._inventory())
@@ -321,8 +327,14 @@ class Network:
         log.warning("the way out of %s ended: opening another", name)
         cable.wish = None
         await self._settle_quietly(name)
+        await self._until_mended(live)
+
+    async def _until_mended(self, live: Live) -> None:
+        """Try again and again to open a way out: the host's network, or its owner, may come back."""
+        name, pause_s = live.facts.name, RETRY_S
         while self.trouble(name) and name not in self._cables and self._system.find_live(name) is live:
-            await asyncio.sleep(RETRY_S)
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, LONGEST_RETRY_S)
             await self._settle_quietly(name)
 
     async def _cut(self, live: Live, cable: Cable) -> None:
@@ -345,6 +357,11 @@ class Network:
             await self.netvms.inform(peer)
         except CloisonError as error:
             log.warning("the end of %s's cable in %s was not put away: %s", name, cable.netvm, error)
+
+    async def _close_unless_wished(self, name: QubeName) -> None:
+        cable = self._cables.get(name)
+        if cable is not None and cable.wish != _wish(self._inventory(), name):
+            await self._close(name)
 
     async def _close(self, name: QubeName) -> None:
         """Nothing passes any more."""

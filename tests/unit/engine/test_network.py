@@ -75,6 +75,8 @@ class Machine:
             self.gone.set_result(StopReason.KILLED)
 
     async def detach(self) -> None: ...
+    async def pause(self) -> None: ...
+    async def resume(self) -> None: ...
 
 
 class Agent:
@@ -305,6 +307,21 @@ async def test_a_netvm_changes_while_both_run(bench: MakeBench, facts: Facts) ->
         assert it.agents["work"].last("network") == {"uplink": None}
 
 
+async def test_a_paused_qube_is_cut_off_from_its_old_netvm_and_joined_to_the_new_one_when_it_goes_on(
+    bench: MakeBench, facts: Facts
+) -> None:
+    async with a_world(bench, facts) as it:
+        await it.start("net", "fw", "work")
+        await it.system.pause(QubeName("work"))
+        it.change("work", netvm="net")
+        await it.network.settle(QubeName("work"))
+        assert not it.passes("work", "fw")
+        assert not it.passes("work", "net")
+        await it.system.unpause(QubeName("work"))
+        await it.rest()
+        assert it.passes("work", "net")
+
+
 async def test_a_netvm_that_was_killed_finds_its_clients_again(bench: MakeBench, facts: Facts) -> None:
     async with a_world(bench, facts) as it:
         await it.start("net", "fw", "work", "personal")
@@ -361,6 +378,20 @@ async def test_a_way_out_that_ends_is_opened_again(
         assert it.machines["net"].cards["uplink"] == f"passt{len(it.host.opened)}"
         assert it.network.trouble(QubeName("net")) == ""
         assert it.passes("fw", "net")
+
+
+async def test_a_way_out_that_is_not_there_yet_is_tried_again(
+    bench: MakeBench, facts: Facts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cloison.engine.network.RETRY_S", 0.001)
+    async with a_world(bench, facts) as it:
+        it.host.fail = True
+        await it.start("net")
+        assert it.network.trouble(QubeName("net"))
+        it.host.fail = False
+        await it.rest()
+        assert "uplink" in it.machines["net"].cards
+        assert not it.network.trouble(QubeName("net"))
 
 
 async def test_a_later_daemon_finds_the_cables_that_are_whole_and_mends_the_others(
