@@ -89,6 +89,9 @@ def answer_for(error: Exception, what: str) -> bytes:
     return encode_error("QubesException", f"{method} failed inside the daemon (hint: its log says why)")
 
 
+GIVEN_UP = "given up: the caller went away"
+
+
 class Admin:
     """Answers calls. Who may call was decided before: by the socket's permissions, or by the policy."""
 
@@ -112,12 +115,18 @@ class Admin:
             if row.streamer is not None:
                 async for part in row.streamer(self.desk, call):
                     yield part
+                tell_end("")
             elif row.handler is not None:
-                yield encode_ok(await row.handler(self.desk, call))
-            tell_end("")
+                answer = encode_ok(await row.handler(self.desk, call))
+                tell_end("")
+                tell_end = nothing_to_tell  # what is done is done, whether or not the answer is taken
+                yield answer
         except Exception as error:  # the border
             tell_end(str(error))
             yield answer_for(error, f"{method}+{arg} {dest} for {source}")
+        except BaseException:
+            tell_end(GIVEN_UP)
+            raise
 
     async def take(self, request: Request, more: Callable[[], Awaitable[bytes]]) -> bytes:
         """The answer of an upload whose first data came with the request; ``more`` gives the next, empty at the end.
@@ -141,6 +150,9 @@ class Admin:
         except Exception as error:  # the border
             tell_end(str(error))
             return answer_for(error, f"{request.method}+{request.arg} {request.dest} for {request.source}")
+        except BaseException:
+            tell_end(GIVEN_UP)
+            raise
 
     def check(self, source: str, dest: str, method: str, arg: str, payload: bytes) -> tuple[Method, Call]:
         """The row and the checked call; a CloisonError if it does not fit."""

@@ -49,3 +49,21 @@ def test_what_may_change_something_is_known_by_its_scope():
     quiet = {row.name for row in METHODS.values() if not row.may_change}
     assert {name for name in quiet if name.endswith((".Set", ".Remove", ".Start", ".Kill", ".Create"))} == set()
     assert all(METHODS[name].scope in (Scope.LOCAL_RO, Scope.GLOBAL_RO, Scope.INTERNAL) for name in quiet)
+
+
+async def test_a_caller_that_goes_away_is_told_as_the_end(house):
+    told = []
+    admin = Admin(house.admin.desk, lambda call: lambda failure: told.append((call.method, failure)))
+    work = admin.stream("dom0", "dom0", "cloison.template.Build", "slow", b'{"suite": "slow"}')
+    await anext(work)
+    await work.aclose()
+    assert told == [("cloison.template.Build", "given up: the caller went away")]
+
+
+async def test_what_was_done_is_told_so_even_if_nobody_takes_the_answer(house):
+    told = []
+    admin = Admin(house.admin.desk, lambda call: told.append)
+    work = admin.stream("dom0", "work", "admin.vm.tag.Set", "office", b"")
+    await anext(work)
+    await work.aclose()
+    assert told == [""]
