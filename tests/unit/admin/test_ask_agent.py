@@ -63,13 +63,18 @@ class Place:
 
 
 @pytest.fixture
-async def place(house):
-    place = Place(house)
+async def server(house):
     server = AdminServer(house.tmp / "run" / "qubesd.sock", house.admin)
     await server.start()
+    yield server
+    await server.close()
+
+
+@pytest.fixture
+async def place(house, server):
+    place = Place(house)
     yield place
     place.door.close()
-    await server.close()
 
 
 class Terminal:
@@ -171,6 +176,22 @@ async def test_a_caller_that_gives_up_clears_the_screen(place, terminal):
     await place.until(terminal.sees("wants to copy files"))
     asking.cancel()
     await place.until(terminal.sees("No question is open"))
+
+
+async def test_an_agent_finds_the_next_daemon(place, terminal, server):
+    asking = place.ask()
+    await place.until(terminal.sees("wants to copy files"))
+    await server.close()
+    with pytest.raises(Refused, match="went away"):
+        await asking
+    await place.until(terminal.sees("The daemon is not there"))
+    await server.start()
+    await place.until(lambda: place.desk.agents == 1)
+    asking = place.ask("qubes.Gpg")
+    await place.until(terminal.sees("a lets work use the secret GPG keys in vault"))
+    terminal.type(b"a")
+    async with asyncio.timeout(10):
+        assert (await asking).chosen == "vault"
 
 
 async def test_refusals_are_shown_and_are_events(place, terminal):

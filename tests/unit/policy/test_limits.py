@@ -41,14 +41,14 @@ qubes.OpenURL   *       @anyvm       @dispvm   calls=2
 @pytest.mark.parametrize(
     ("source", "target", "service", "expected"),
     [
-        ("work", "vault", "qubes.Filecopy", {"bytes": "1G", "time": "10m", "calls": "4", "rate": "100/s"}),
-        ("work", "vault", "qubes.Filecopy+x", {"bytes": "1G", "time": "10m", "calls": "1", "rate": "100/s"}),
-        ("work", "@default", "qubes.Filecopy+", {"calls": "4", "rate": "100/s"}),
+        ("work", "vault", "qubes.Filecopy", {"bytes": "1G", "time": "10m", "calls": "4", "rate": "500/s"}),
+        ("work", "vault", "qubes.Filecopy+x", {"bytes": "1G", "time": "10m", "calls": "1", "rate": "500/s"}),
+        ("work", "@default", "qubes.Filecopy+", {"calls": "4", "rate": "500/s"}),
         ("vault", "work", "test.Any", {"calls": "128", "rate": "30/m"}),
-        ("work", "@dispvm", "qubes.OpenURL", {"calls": "2", "rate": "100/s"}),
-        ("work", "@dispvm:dvm", "qubes.OpenURL", {"calls": "128", "rate": "100/s"}),
-        ("work", "no-such-qube", "qubes.OpenURL", {"calls": "128", "rate": "100/s"}),
-        ("work", "dom0", "qubes.GetDate", {"calls": "128", "rate": "100/s"}),
+        ("work", "@dispvm", "qubes.OpenURL", {"calls": "2", "rate": "500/s"}),
+        ("work", "@dispvm:dvm", "qubes.OpenURL", {"calls": "128", "rate": "500/s"}),
+        ("work", "no-such-qube", "qubes.OpenURL", {"calls": "128", "rate": "500/s"}),
+        ("work", "dom0", "qubes.GetDate", {"calls": "128", "rate": "500/s"}),
     ],
 )
 def test_the_first_line_that_speaks_of_a_kind_of_limit_wins(source, target, service, expected):
