@@ -50,6 +50,10 @@ class OwnVerbs(Protocol):
         """Destroy the keys of the records about every qube that had this name last; how many qubes."""
         ...
 
+    def trouble(self, name: QubeName) -> str:
+        """Why a running qube stands still although nobody paused it; empty otherwise."""
+        ...
+
     def network_trouble(self, name: QubeName) -> str:
         """Why a running qube has no network although it should; empty otherwise."""
         ...

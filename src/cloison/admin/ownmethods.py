@@ -113,6 +113,7 @@ def _row(desk: Desk, qube: Qube, wanted: list[str]) -> dict[str, object]:
         "tags": sorted(qube.tags),
         "features": dict(qube.features),
         "outdated": running and bool(desk.own.outdated(qube.name)),
+        "trouble": desk.own.trouble(qube.name) if running else "",
         "network_trouble": desk.own.network_trouble(qube.name) if running else "",
         "preloaded": qube.is_preloaded,
         "template": qube.properties.get("template"),

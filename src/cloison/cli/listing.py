@@ -90,6 +90,8 @@ def _cell(row: Row, field: str) -> Cell:
     if field == "state":
         note = " (outdated)" if row.get("outdated") else ""
         note += " (no network)" if row.get("network_trouble") else ""
+        if row.get("trouble"):
+            return Cell(f"{text} (stands still: {row['trouble']})", STATE_STYLES["Crashed"])
         return Cell(text + note, STATE_STYLES.get(text, ""))
     style = LABEL_STYLES.get(row.get("label") or "", "") if field in {"name", "label"} else ""
     right = field in {"memory", "maxmem", "vcpus", "qid", "mem", *NEEDS_VOLUMES}

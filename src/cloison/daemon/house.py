@@ -134,7 +134,7 @@ async def built(layout: Layout) -> AsyncIterator[House]:
         stack.push_async_callback(pools.close)
         connector = RelayConnector(Spawner())
         stack.push_async_callback(connector.close)
-        forkpoints = ForkPoints(layout.forkpoints, hypervisor, connector, make_layer, make_blank)
+        forkpoints = ForkPoints(layout.forkpoints, hypervisor, connector, make_layer, make_blank, layout.data)
         stack.push_async_callback(forkpoints.close)
 
         kernels = Kernels(layout.data / "kernels", told=store.know_kernels)

@@ -174,6 +174,9 @@ class DaemonVerbs:
     async def drop_forkpoints(self, *, key: str | None, template: QubeName | None) -> Sequence[str]:
         return self._templates.drop_forkpoints(key=key or "", template=template or "")
 
+    def trouble(self, name: QubeName) -> str:
+        return self._system.trouble(name)
+
     def network_trouble(self, name: QubeName) -> str:
         return self._system.cables.trouble(name)
 

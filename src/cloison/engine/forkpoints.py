@@ -9,6 +9,7 @@ A fork point is a directory named by its key, made under a temporary name and re
 ``state``       device state
 ``root.qcow2``  the frozen root layer, below every fork's own overlay
 ``fork.json``   what it was made from
+``claims/``     the systems that use it, a file each: several may share a cache, and have templates of the same name
 
 Removing one is always safe: running forks hold the files open.
 """
@@ -45,7 +46,7 @@ SPARE_BYTES = 1 << 30
 """Free disk space below which no fork point is made and the least recently used ones are dropped."""
 UNUSED_S = 30 * 24 * 3600.0
 """A fork point unused for this long goes when the next one is made: its template, kernel or QEMU is history."""
-MANIFEST = "fork.json"
+MANIFEST, CLAIMS = "fork.json", "claims"
 
 MakeLayer = Callable[[Path, Chain], Awaitable[Chain]]
 """Make a plain throw-away layer at a path on a base; returns the whole chain."""
@@ -93,13 +94,15 @@ class ForkPoint:
 
 
 class ForkPoints:
-    """The fork points of one cache directory; several daemons may share it."""
+    """The fork points of one cache directory; several daemons may share it. ``owner``: our system's directory."""
 
     def __init__(
         self, directory: Path, hypervisor: Hypervisor, connector: AgentConnector, make_layer: MakeLayer,
-        make_blank: MakeBlank,
+        make_blank: MakeBlank, owner: Path,
     ) -> None:  # fmt: skip
         self._directory = directory
+        self._owner = owner
+        self._claim_name = hashlib.sha256(os.fsencode(owner)).hexdigest()[:16]
         self._hypervisor = hypervisor
         self._connector = connector
         self._make_layer = make_layer
@@ -164,11 +167,41 @@ class ForkPoints:
         shutil.rmtree(doomed, ignore_errors=True)
 
     def drop_stale(self, template: QubeName, revision_id: str) -> list[str]:
-        """Drop the template's fork points of other revisions; returns their keys."""
-        stale = [p.key for p in self.complete() if p.template == template and p.revision_id != revision_id]
-        for key in stale:
+        """Give up the template's fork points of other revisions; returns their keys."""
+        stale = [p for p in self.complete() if p.template == template and p.revision_id != revision_id]
+        ours = [point.key for point in stale if self.is_ours(point)]
+        for key in ours:
+            self.give_up(key)
+        return ours
+
+    def give_up(self, key: str) -> None:
+        """We have no more use for it: it goes unless another system uses it."""
+        with contextlib.suppress(OSError):
+            (self._directory / key / CLAIMS / self._claim_name).unlink(missing_ok=True)
+        if not self._claims(key):
             self.drop(key)
-        return stale
+
+    def is_ours(self, point: ForkPoint) -> bool:
+        """Whether we use it, or nobody does."""
+        claims = self._claims(point.key)
+        return not claims or self._claim_name in claims
+
+    def _claims(self, key: str) -> set[str]:
+        """Who uses it; systems that are gone do not count."""
+        found = set()
+        with contextlib.suppress(OSError):
+            for claim in (self._directory / key / CLAIMS).iterdir():
+                if Path(claim.read_text()).is_dir():
+                    found.add(claim.name)
+        return found
+
+    def _claim(self, point: ForkPoint) -> ForkPoint:
+        claim = point.directory / CLAIMS / self._claim_name
+        with contextlib.suppress(OSError):  # dropped meanwhile, or a full disk: then it may go too early
+            if not claim.exists():
+                claim.parent.mkdir(exist_ok=True, mode=0o700)
+                claim.write_text(str(self._owner))
+        return point
 
     def blame(self, point: ForkPoint) -> None:
         """A fork of it did not come to life: drop it, unless others did and this is its first failure since."""
@@ -193,14 +226,14 @@ class ForkPoints:
         if again:
             self.drop(key)
         elif found := self.find(key):
-            return found
+            return self._claim(found)
         task = self._making.get(key)
         if task is None:
             task = asyncio.create_task(self._make(key, source), name=f"make fork point of {source.template}")
             self._making[key] = task
             self._making_of[key] = source.template
             task.add_done_callback(lambda done: self._made(key, done))
-        return await asyncio.shield(task)
+        return self._claim(await asyncio.shield(task))
 
     def _made(self, key: str, task: asyncio.Task[ForkPoint]) -> None:
         del self._making[key], self._making_of[key]

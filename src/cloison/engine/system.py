@@ -142,7 +142,16 @@ class System:
         if name == DOM0:
             return PowerState.RUNNING
         seat = self._seats.get(name)
-        return seat.state if seat else PowerState.HALTED
+        if seat is None:
+            return PowerState.HALTED
+        if seat.state is PowerState.RUNNING and seat.live is not None and seat.live.machine.is_leaving:
+            return PowerState.HALTING  # the guest powers off by itself
+        return seat.state
+
+    def trouble(self, name: QubeName) -> str:
+        """Why a running qube stands still although nobody paused it; empty: it does not."""
+        live = self.find_live(name)
+        return live.machine.trouble if live is not None else ""
 
     def is_running(self, name: QubeName) -> bool:
         return self.power_state(name) not in (PowerState.HALTED, PowerState.CRASHED)

@@ -20,10 +20,10 @@ from cloison.engine.facts import AGENT_FEATURE, facts_of
 from cloison.engine.forkpoints import ForkPoint, ForkSource
 from cloison.engine.inventory import Ledger
 from cloison.engine.qubes import Qubes, Wish
-from cloison.engine.start import machine_spec
+from cloison.engine.start import machine_spec, may_fork
 from cloison.engine.system import System
 from cloison.engine.volumes import Maker
-from cloison.errors import BadRequest, CloisonError
+from cloison.errors import BadRequest, CloisonError, NotNow
 from cloison.model.classes import Klass
 from cloison.model.inventory import Inventory
 from cloison.model.names import QubeName, parse_qube_name
@@ -97,6 +97,8 @@ class Templates:
         self._read_boot_files = read_boot_files
         self._reading = asyncio.Lock()
         self._revisions: dict[QubeName, str] = {}
+        self._refreshing: set[QubeName] = set()
+        """Templates with a new revision, whose fork points are about to be made again."""
 
     async def build(
         self, name: str, request: Mapping[str, Any], *, label: str = "black", progress: Progress
@@ -190,18 +192,37 @@ class Templates:
         """A qube with a kept root stopped: tell of its new revision and refresh its fork point, in the background."""
         qube = self._ledger.inventory.find(name)
         if qube is not None and qube.klass is Klass.TEMPLATE:
-            self._system.own(self._refresh(name), f"refresh {name}")
+            self._refreshing.add(name)
+            task = self._system.own(self._refresh(name), f"refresh {name}")
+            task.add_done_callback(lambda _: self._refreshing.discard(name))
 
     async def _refresh(self, template: QubeName) -> None:
+        before = self._revisions.get(template)
+        shapes = {
+            (point.memory_mib, point.vcpus)
+            for point in self._system.ground.forkpoints.complete()
+            if point.revision_id == before
+        }
         revision = self._revisions[template] = await self.revision(template)
         self._ledger.tell(TemplateCommitted(template, revision))
         for key in self._system.ground.forkpoints.drop_stale(template, revision):
             self._ledger.tell(ForkPointDropped(template, f"{key}: the template has a newer revision"))
         await self._renew_kernel(template)
-        try:
-            await self.make_forkpoint(template)
-        except CloisonError as error:
-            log.warning("the fork point of %s could not be refreshed: %s", template, error)
+        for name in self._one_of_each_shape(template, shapes):
+            try:
+                await self.make_forkpoint(name)
+            except CloisonError as error:
+                log.warning("the fork point of %s for %s could not be refreshed: %s", template, name, error)
+
+    def _one_of_each_shape(self, template: QubeName, shapes: set[tuple[int, int]]) -> list[QubeName]:
+        """The template, and for each other shape that had a fork point one qube that has this shape."""
+        inventory = self._ledger.inventory
+        chosen: dict[tuple[int, int], QubeName] = {}
+        for name in (template, *(qube.name for qube in inventory.descendants(template))):
+            shape = (inventory.number(name, "memory"), inventory.number(name, "vcpus"))
+            if name == template or (shape in shapes and may_fork(facts_of(inventory, name))):
+                chosen.setdefault(shape, name)
+        return list(chosen.values())
 
     async def _renew_kernel(self, template: QubeName) -> None:
         """From now on boot the kernel which the template's root has now: an upgrade in it may have brought another.
@@ -257,7 +278,7 @@ class Templates:
                 kept = set(self._revisions.values())
                 for point in self._system.ground.forkpoints.complete():
                     if point.template == event.qube and point.revision_id not in kept:
-                        self._system.ground.forkpoints.drop(point.key)
+                        self._system.ground.forkpoints.give_up(point.key)
                         self._ledger.tell(ForkPointDropped(event.qube, f"{point.key}: its template was removed"))
 
     def is_outdated(self, name: QubeName) -> bool:
@@ -307,24 +328,39 @@ class Templates:
             for key, template in forkpoints.making().items()
             if key not in known
         ]
+        coming = {row.template for row in rows if row.state == "making"}
+        rows += [ForkPointRow(name, "", "making", None, ()) for name in sorted(self._refreshing - coming)]
         return rows
 
     def _owners(self, point: ForkPoint) -> list[QubeName]:
         """The templates whose qubes are forked from it now; the one that it was made for, if there are none."""
         inventory = self._ledger.inventory
         present = sorted(n for n, revision in self._revisions.items() if revision == point.revision_id)
-        made_for = [QubeName(point.template)]
+        made_for = [QubeName(point.template)] if self._system.ground.forkpoints.is_ours(point) else []
         return [name for name in present or made_for if _has_template(inventory, name)]
 
     def drop_forkpoints(self, *, key: str = "", template: str = "") -> list[str]:
-        """Drop one fork point, a template's, or all; answers the keys."""
+        """Drop one fork point, a template's, or all; answers the keys. BadRequest if nothing is meant by the name."""
+        if template:
+            self._check_owner(QubeName(template))
+        if key and key in self._system.ground.forkpoints.making():
+            raise NotNow(f"fork point {key} is just being made", hint="drop it when it is ready")
         chosen = [row.key for row in self.forkpoints() if row.point and (not key or row.key == key)
                   and (not template or row.template == template)]  # fmt: skip
         if key and not chosen:
             raise BadRequest(f"there is no fork point {key[:40]!a}", hint="`cloison forkpoint list` shows them")
+        if template and not chosen:
+            raise BadRequest(f"{template} has no fork point", hint="`cloison forkpoint list` shows them all")
         for found in chosen:
             self._system.ground.forkpoints.drop(found)
         return chosen
+
+    def _check_owner(self, name: QubeName) -> None:
+        inventory = self._ledger.inventory
+        if (qube := inventory.qube(name)).klass is not Klass.TEMPLATE:
+            owner = inventory.template_of_root(name).name if qube.klass.has_template else None
+            hint = f"those it starts from are {owner}'s: `cloison forkpoint drop {owner}`" if owner else ""
+            raise BadRequest(f"{name} is no template, and only templates have fork points", hint=hint)
 
 
 def _maker(image: Path, image_format: str, content_key: str) -> Maker:

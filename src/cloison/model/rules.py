@@ -21,6 +21,10 @@ from cloison.model.volumes import KERNEL_OF_TEMPLATE
 DISPOSABLE_TEMPLATE_ROLES = ("template", "default_dispvm", "management_dispvm")
 
 
+MIN_MEMORY_MIB, MAX_VCPUS = 64, 128
+"""What a machine can have at all; its driver checks it again."""
+
+
 def check_qube_property(inventory: Inventory, qube: Qube, prop: Property, value: Value,
                         running: frozenset[QubeName]) -> None:  # fmt: skip
     """Raise unless ``prop`` of ``qube`` may become ``value`` now; ``running``: qubes that have a machine."""
@@ -172,6 +176,20 @@ def _check_maxmem(_inventory: Inventory, qube: Qube, _value: Value, running: fro
         raise QubeNotHalted(f"property maxmem of {qube.name} cannot be changed while it runs")
 
 
+def _check_memory(inventory: Inventory, qube: Qube, value: Value, _running: frozenset[QubeName]) -> None:
+    host_mib = inventory.host.memory_mib
+    if not isinstance(value, int) or not MIN_MEMORY_MIB <= value <= host_mib:
+        raise BadPropertyValue(
+            f"{qube.name} cannot have {value} MiB of memory: a qube has at least {MIN_MEMORY_MIB}, "
+            f"and this computer has {host_mib}"
+        )
+
+
+def _check_vcpus(_inventory: Inventory, qube: Qube, value: Value, _running: frozenset[QubeName]) -> None:
+    if not isinstance(value, int) or value > MAX_VCPUS:
+        raise BadPropertyValue(f"{qube.name} cannot have {value} virtual processors: a qube has at most {MAX_VCPUS}")
+
+
 def _check_label(inventory: Inventory, _qube: Qube, value: Value, _running: frozenset[QubeName]) -> None:
     inventory.label(str(value))
 
@@ -189,4 +207,6 @@ _CHECKS: Mapping[str, _Check] = {
     "kernel": _check_kernel,
     "virt_mode": _check_virt_mode,
     "maxmem": _check_maxmem,
+    "memory": _check_memory,
+    "vcpus": _check_vcpus,
 }

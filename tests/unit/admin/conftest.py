@@ -264,6 +264,9 @@ class FakeOwn:
     def outdated(self, name: QubeName) -> Sequence[str]:
         return []
 
+    def trouble(self, name: QubeName) -> str:
+        return ""
+
     def network_trouble(self, name: QubeName) -> str:
         return ""
 

@@ -71,6 +71,9 @@ async def test_set_accepts_what_get_returned_for_every_property(house):
     [
         ("work", "memory", "0", "QubesPropertyValueError"),
         ("work", "memory", "lots", "QubesPropertyValueError"),
+        ("work", "memory", "63", "QubesPropertyValueError"),
+        ("work", "memory", "8193", "QubesPropertyValueError"),
+        ("work", "vcpus", "129", "QubesPropertyValueError"),
         ("work", "nonsense", "1", "QubesNoSuchPropertyError"),
         ("deb", "template", "deb", "QubesNoSuchPropertyError"),
         ("work", "klass", "AppVM", "QubesPropertyValueError"),

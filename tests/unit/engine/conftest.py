@@ -76,6 +76,8 @@ class CountingMachine:
         self.agent_socket = directory / "agent"
         self.console_socket = directory / "console"
         self.console_log = directory / "console.log"
+        self.trouble = ""
+        self.is_leaving = False
         hypervisor.machines.append(self)
 
     def end(self, reason: StopReason) -> None:
@@ -241,7 +243,7 @@ def bench(tmp_path: Path) -> Callable[[], Bench]:
             if run is not None:
                 runs[name] = run
 
-        forkpoints = ForkPoints(layout.forkpoints, hypervisor, connector, make_layer, make_blank)
+        forkpoints = ForkPoints(layout.forkpoints, hypervisor, connector, make_layer, make_blank, layout.data)
         ground = Ground(layout, lambda _: pool, hypervisor, connector, forkpoints, kernels, write_run)  # type: ignore[arg-type,return-value]
         return Bench(ground, trouble, pool, hypervisor, connector, runs, layout)
 

@@ -36,6 +36,9 @@ MakeBench = Callable[[], Bench]
 class Machine:
     """Network cards by name: their cables, and whether they are open."""
 
+    is_leaving = False
+    trouble = ""
+
     def __init__(self) -> None:
         self.cards: dict[str, str] = {}
         self.open: dict[str, bool] = {}

@@ -121,6 +121,16 @@ class Machine(Protocol):
     @property
     def console_log(self) -> Path: ...
 
+    @property
+    def trouble(self) -> str:
+        """Why the guest stands still although nobody paused it; empty: it does not."""
+        ...
+
+    @property
+    def is_leaving(self) -> bool:
+        """The guest has closed its agent's port: it is going down, or its agent is being started again."""
+        ...
+
     async def wait_stopped(self) -> StopReason:
         """Returns once the process is gone. May be awaited by several tasks."""
         ...

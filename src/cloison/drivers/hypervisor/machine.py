@@ -34,7 +34,7 @@ COMMAND_TIMEOUT_S = 30.0
 """QEMU answers within milliseconds; on a host that swaps it may take seconds."""
 CONNECT_TIMEOUT_S = 60.0
 FREEZE_TIMEOUT_S = 300.0
-EVENTS = ("SHUTDOWN", "GUEST_PANICKED", "RESUME", "BLOCK_IO_ERROR", "DEVICE_DELETED")
+EVENTS = ("SHUTDOWN", "GUEST_PANICKED", "RESUME", "BLOCK_IO_ERROR", "DEVICE_DELETED", "VSERPORT_CHANGE")
 ROOM_RETRY_S, ROOM_SETTLE_S = 5.0, 0.5
 """How often a guest that met a full disk tries again, and how soon it would meet it again."""
 RESTORE_POLL_S = 0.002
@@ -62,6 +62,8 @@ class QemuMachine:
         self._killed = False
         self._resumed = asyncio.Event()
         self._is_paused = False
+        self._is_leaving = False
+        self._trouble = ""
         self._waits_for_room: asyncio.Task[None] | None = None
         self._end: asyncio.Task[StopReason] | None = None
         self._nics = Nics(name, self._execute, self._send_descriptor)
@@ -90,6 +92,14 @@ class QemuMachine:
     @property
     def console_log(self) -> Path:
         return self.directory / CONSOLE_LOG
+
+    @property
+    def trouble(self) -> str:
+        return self._trouble
+
+    @property
+    def is_leaving(self) -> bool:
+        return self._is_leaving
 
     async def attach(
         self,
@@ -222,6 +232,8 @@ class QemuMachine:
         match event["event"], details:
             case "RESUME", _:
                 self._resumed.set()
+            case "VSERPORT_CHANGE", {"open": bool(is_open)}:
+                self._is_leaving = not is_open
             case "BLOCK_IO_ERROR", {"action": "stop"}:
                 self._wait_for_room(details)
             case "GUEST_PANICKED", _:
@@ -237,12 +249,9 @@ class QemuMachine:
     def _wait_for_room(self, details: Mapping[str, Any]) -> None:
         """The host's disk is full: QEMU has stopped the guest, so that no write is lost. Let it try again soon."""
         if self._waits_for_room is None or self._waits_for_room.done():
-            log.error(
-                "%s stands still: its disk %s cannot be written (%s); it goes on by itself once there is room",
-                self.name,
-                details.get("device") or details.get("node-name"),
-                details.get("reason"),
-            )
+            disk = details.get("device") or details.get("node-name") or ""
+            self._trouble = f"its disk {disk} cannot be written ({details.get('reason')})"
+            log.error("%s stands still: %s; it goes on by itself once there is room", self.name, self._trouble)
             self._waits_for_room = asyncio.create_task(self._try_again())
 
     async def _resume_waiting(self) -> None:
@@ -260,6 +269,7 @@ class QemuMachine:
                     await self.resume()
                     await asyncio.sleep(ROOM_SETTLE_S)
                     if await self.is_running():
+                        self._trouble = ""
                         return
 
     async def _execute(self, command: str, arguments: dict[str, object] | None = None) -> object:
