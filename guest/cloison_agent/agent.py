@@ -29,6 +29,7 @@ from cloison_agent import users
 from cloison_agent.builtins import find_job
 from cloison_agent.callers import MAX_WAITING_CALLS, Caller
 from cloison_agent.launch import Task, start_task
+from cloison_agent.logins import Login, Logins
 from cloison_agent.lookup import (
     NOT_FOUND,
     TROUBLE,
@@ -76,8 +77,8 @@ class Agent:
         self._verbs = verbs
         self._services: dict[int, ProgramSession | SocketSession] = {}
         self._callers: dict[int, Caller] = {}
-        self._learning: set[str] = set()
         self._syslog: socket.socket | None = None
+        self.logins = Logins(self.loop)
         self._port = Port(self.loop, port_fd, self._receive, SOFTWARE)
         listener.setblocking(False)
         self._listener = listener
@@ -176,8 +177,7 @@ class Agent:
     def _fail(self, session: int, exit_code: int, why: str) -> None:
         message = f"{why}\n".encode("ascii", "backslashreplace")
         print(f"call {session}: {why}", file=sys.stderr, flush=True)
-        if exit_code != NOT_FOUND:
-            self.send(Data(session, 2, message[:1024]))
+        self.send(Data(session, 2, message[:1024]))
         self.send(Exit(session, exit_code))
 
     def _fail_start(self, session: int, error: OSError) -> None:
@@ -204,49 +204,32 @@ class Agent:
     def _run(
         self, request: Open, user: User, *, command: str = "", program: str = "", config: ServiceConfig | None = None
     ) -> None:
-        remembered = users.find_login_environment(user)
-        environment = dict(remembered if remembered is not None else users.bare_environment(user))
-        environment = {key: value for key, value in environment.items() if not key.startswith("QREXEC")}
-        if request.tty is not None:
-            environment["TERM"] = request.tty.term
-        environment["QREXEC_AGENT_PID"] = str(os.getpid())
-        if request.service:
-            environment |= _call_environment(request)
-        task = self._plan_task(request, user, environment, command, program, remembered is not None)
-        if remembered is None:
-            self.learn_environment(user)
         session = ProgramSession(self.loop, self, request.session, lambda: self._forget(request.session))
         self._services[request.session] = session
-        copy = self._stderr_logger(request) if request.service else None
 
-        def start() -> None:
+        def start(task: Task) -> None:
             if self._services.get(request.session) is session:
                 try:
-                    session.start(task, request.tty, copy)
+                    session.start(task, request.tty, self._stderr_logger(request) if request.service else None)
                 except OSError as error:
                     self._forget(request.session)
                     self._fail_start(request.session, error)
 
-        if config is not None and config.wait_for_session and not request.nogui:
-            self._after_session_began(user, environment, start)
-        else:
-            start()
+        def prepare(login: Login | None) -> None:
+            if self._services.get(request.session) is not session:
+                return
+            try:
+                task = _plan_task(request, user, command, program, login)
+            except LookupProblem as problem:
+                self._forget(request.session)
+                self._fail(request.session, problem.exit_code, str(problem))
+                return
+            if config is not None and config.wait_for_session and not request.nogui:
+                self._after_session_began(user, task.environment, lambda: start(task))
+            else:
+                start(task)
 
-    def _plan_task(
-        self, request: Open, user: User, environment: dict[str, str], command: str, program: str, logged_in: bool
-    ) -> Task:
-        argument = request.service.partition("+")[2]
-        found = find_job(program, request.service) if program else None
-        if callable(found):
-            return Task(user, environment, job=found)
-        argv: Sequence[str | bytes]
-        if found is not None:
-            argv = found
-        elif command:
-            argv = find_words(command, user.shell) or [user.shell, "-c", command]
-        else:
-            argv = [program, argument] if argument else [program]
-        return Task(user, environment, argv=argv if logged_in else [*users.LOGIN_SHELL, *argv])
+        self.logins.when_known(user, prepare)
 
     def _forget(self, number: int) -> None:
         self._services.pop(number, None)
@@ -260,40 +243,6 @@ class Agent:
             fd = nothing.fileno()
             pid = start_task(Task(user, environment, argv=WAIT_FOR_SESSION), fd, fd, fd)
         self.loop.watch_exit(pid, lambda code: start())
-
-    def learn_environment(self, user: User) -> None:
-        """Find out, beside the call, what a login leaves in the environment, so that the next call is faster."""
-        if user.name in self._learning:
-            return
-        self._learning.add(user.name)
-        read_end, write_end = os.pipe()
-        with open(os.devnull, "r+b") as nothing:
-            task = Task(user, users.bare_environment(user), argv=users.PRINT_ENVIRONMENT)
-            pid = start_task(task, nothing.fileno(), write_end, nothing.fileno())
-        os.close(write_end)
-        os.set_blocking(read_end, False)
-        output = bytearray()
-
-        def collect(_: int) -> None:
-            try:
-                piece = os.read(read_end, 65536)
-            except BlockingIOError:
-                return
-            output.extend(piece)
-            if not piece or len(output) > users.MAX_ENVIRONMENT:
-                self.loop.remove(read_end)
-                os.close(read_end)
-
-        def ended(code: int) -> None:
-            if self.loop.has(read_end):
-                collect(0)
-                collect(0) if self.loop.has(read_end) else None
-            self._learning.discard(user.name)
-            if code == 0:
-                users.remember_login_environment(user, bytes(output))
-
-        self.loop.add(read_end, READ, collect)
-        self.loop.watch_exit(pid, ended)
 
     def _connect(self, request: Open, target: UnixSocket | TcpAddress, config: ServiceConfig) -> None:
         session = SocketSession(self.loop, self, request.session, lambda: self._forget(request.session))
@@ -317,7 +266,10 @@ class Agent:
                     on_service_eof=config.exit_on_service_eof,
                 )
 
-        self.loop.add(connected.fileno(), WRITE, begin)
+        if isinstance(target, UnixSocket):
+            begin(0)  # connected already: unix sockets connect at once or not at all
+        else:
+            self.loop.add(connected.fileno(), WRITE, begin)
 
     def _stderr_logger(self, request: Open) -> Callable[[bytes], None]:
         tag = f"{request.service}-{request.source}"[:200]
@@ -345,7 +297,7 @@ class Agent:
             client, _address = self._listener.accept()
         except OSError:
             return
-        Caller(self.loop, client, self.send, self._new_call, self._forget_caller)
+        Caller(self.loop, client, self, self._new_call, self._forget_caller)
 
     def _forget_caller(self, number: int) -> None:
         self._callers.pop(number, None)
@@ -362,6 +314,30 @@ class Agent:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # qrexec's way to say "stdin is also my output"; not offered
         self.loop.run()
+
+
+def _plan_task(request: Open, user: User, command: str, program: str, login: Login | None) -> Task:
+    """What to start for the call; LookupProblem if that cannot be."""
+    if login is None:
+        raise LookupProblem(f"{user.name} may not log in")
+    environment = {key: value for key, value in login.environment.items() if not key.startswith("QREXEC")}
+    if request.tty is not None:
+        environment["TERM"] = request.tty.term
+    environment["QREXEC_AGENT_PID"] = str(os.getpid())
+    if request.service:
+        environment |= _call_environment(request)
+    argument = request.service.partition("+")[2]
+    found = find_job(program, request.service) if program else None
+    if callable(found):
+        return Task(user, environment, job=found, manners=login.manners)
+    argv: Sequence[str | bytes]
+    if found is not None:
+        argv = found
+    elif command:
+        argv = find_words(command, user.shell) or [user.shell, "-c", command]
+    else:
+        argv = [program, argument] if argument else [program]
+    return Task(user, environment, argv=login.command(argv), manners=login.manners)
 
 
 def _call_environment(request: Open) -> dict[str, str]:

@@ -11,6 +11,7 @@ from cloison_agent import disks, udev, users
 from cloison_agent.agent import Agent, Answer, ControlVerb
 from cloison_agent.identity import apply_identity, papers, refresh_identity
 from cloison_agent.launch import Task, start_task
+from cloison_agent.logins import LOGIN_SHELL
 from cloison_agent.network import network
 
 QUIET_CHECK_S = 1.0
@@ -71,10 +72,10 @@ def _warm(agent: Agent) -> None:
     user = users.find_user(agent.default_user)
     if user is None:
         return
-    agent.learn_environment(user)
+    agent.logins.begin(user)
     with open(os.devnull, "r+b") as nothing:
         fd = nothing.fileno()
-        for argv in (("/bin/bash", "-c", "true"), (*users.LOGIN_SHELL, "/bin/true")):
+        for argv in (("/bin/bash", "-c", "true"), (*LOGIN_SHELL, "/bin/true")):
             pid = start_task(Task(user, users.bare_environment(user), argv=argv), fd, fd, fd)
             agent.loop.watch_exit(pid, lambda code: None)
 

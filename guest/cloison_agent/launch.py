@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -30,6 +31,22 @@ _OUR_SIGNALS = (
 """Signals that Python, we, or whoever started us may handle in another way; programs get them as usual."""
 
 
+Limit = tuple[int, int]
+_LATER = frozenset({resource.RLIMIT_AS, resource.RLIMIT_CPU, resource.RLIMIT_DATA})
+"""Limits that would hit ourselves if we had them even for a moment."""
+
+
+@dataclass(frozen=True)
+class Manners:
+    """What a login says besides the environment: the umask, and the limits that differ from the agent's own."""
+
+    umask: int = 0o022
+    limits: tuple[tuple[int, Limit], ...] = ()
+
+
+PLAIN_MANNERS = Manners()
+
+
 @dataclass(frozen=True)
 class Task:
     """What to run: ``argv`` (a name without slash is looked up in the environment's PATH), or ``job`` (no exec)."""
@@ -38,6 +55,7 @@ class Task:
     environment: Mapping[str, str]
     argv: Sequence[str | bytes] = ()
     job: Job | None = None
+    manners: Manners = PLAIN_MANNERS
 
 
 def start_task(task: Task, stdin: int, stdout: int, stderr: int, *, terminal: str = "") -> int:
@@ -48,18 +66,20 @@ def start_task(task: Task, stdin: int, stdout: int, stderr: int, *, terminal: st
     """
     if task.job is not None:
         return _fork_job(task, task.job, stdin, stdout, stderr)
-    with _acting_as(task.user):
+    with _behaving(task.manners), _acting_as(task.user):
         program = _find_program(task.argv[0], task.environment.get("PATH", os.defpath))
         actions: list[tuple[int, ...]] = [(os.POSIX_SPAWN_DUP2, fd, n) for n, fd in enumerate((stdin, stdout, stderr))]
         if terminal:  # a session's leader gets the first terminal that it opens
             opened = [(os.POSIX_SPAWN_OPEN, 0, terminal, os.O_RDWR, 0)]
             actions = [*opened, (os.POSIX_SPAWN_DUP2, 0, 1), (os.POSIX_SPAWN_DUP2, 0, 2)]  # type: ignore[list-item]
         try:
-            return _spawn(program, task.argv, task.environment, actions)
+            pid = _spawn(program, task.argv, task.environment, actions)
         except OSError as error:
             if error.errno != errno.ENOEXEC:
                 raise
-            return _spawn("/bin/sh", ["/bin/sh", program, *task.argv[1:]], task.environment, actions)
+            pid = _spawn("/bin/sh", ["/bin/sh", program, *task.argv[1:]], task.environment, actions)
+    _limit(pid, task.manners)
+    return pid
 
 
 def _spawn(
@@ -69,6 +89,35 @@ def _spawn(
     return os.posix_spawn(
         program, list(argv), dict(environment), file_actions=actions, setsid=True, setsigdef=_OUR_SIGNALS
     )
+
+
+@contextmanager
+def _behaving(manners: Manners) -> Iterator[None]:
+    """Have the login's umask and (soft) limits for the moment of a vfork: the program inherits them."""
+    if manners == PLAIN_MANNERS:
+        yield
+        return
+    own_umask = os.umask(manners.umask)
+    own_limits: list[tuple[int, Limit]] = []
+    try:
+        for number, (soft, _) in manners.limits:
+            own = resource.getrlimit(number)
+            if number not in _LATER and soft != own[0]:
+                with suppress(OSError, ValueError):  # beyond what we may have: the program gets it afterwards
+                    resource.setrlimit(number, (soft, own[1]))
+                    own_limits.append((number, own))
+        yield
+    finally:
+        os.umask(own_umask)
+        for number, limit in own_limits:
+            resource.setrlimit(number, limit)
+
+
+def _limit(pid: int, manners: Manners) -> None:
+    """The rest of the limits: hard ones that we could not take back, and those that would hit ourselves."""
+    for number, limit in manners.limits:
+        with suppress(OSError, ValueError):  # it has ended already
+            resource.prlimit(pid, number, limit)
 
 
 @contextmanager
@@ -130,6 +179,9 @@ def _fork_job(task: Task, job: Job, stdin: int, stdout: int, stderr: int) -> int
         for number in _OUR_SIGNALS:
             signal.signal(number, signal.SIG_DFL)
         user = task.user
+        os.umask(task.manners.umask)
+        for limited, limit in task.manners.limits:
+            resource.setrlimit(limited, limit)
         if os.getuid() == 0:
             os.setgroups(user.groups)
             os.setresgid(user.gid, user.gid, user.gid)

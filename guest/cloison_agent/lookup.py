@@ -91,7 +91,7 @@ def find_service(service: str) -> Target:
     """What serves the call; raises LookupProblem (127 when there is no such service)."""
     found = _find_file(service, _directories("QREXEC_SERVICE_PATH", SERVICE_PATH))
     if found is None:
-        raise LookupProblem(f"no service {service.partition('+')[0]}", NOT_FOUND)
+        raise LookupProblem(f"{service.partition('+')[0][:200]}: no such service in this qube", NOT_FOUND)
     path, status = found
     if stat.S_ISLNK(status.st_mode):
         return parse_tcp(os.readlink(path), service.partition("+")[2])

@@ -38,6 +38,8 @@ F_SETPIPE_SZ = 1031
 WIDE_PIPE_BYTES = 256 * 1024
 """A program that fills its pipe gets a wider one: fewer changes between it and us."""
 CTRL_D = b"\x04"
+ENDS_WAIT_S = 0.003
+"""A program's end of output is mostly its own end: so long we wait for the exit code, which says both in one frame."""
 
 
 class Outlet(Protocol):
@@ -51,7 +53,7 @@ class Outlet(Protocol):
 class Source:
     """Reads a descriptor into a stream of the session, as far as the credit goes.
 
-    ``on_end(gone)``: end of file; ``gone``: the other side closed both directions.
+    ``on_end(gone)``: end of file, which its receiver tells the host; ``gone``: the other side closed both directions.
     """
 
     def __init__(
@@ -77,7 +79,6 @@ class Source:
             size_bytes = 0
         if not size_bytes:
             self.close()
-            self._outlet.send(Data(self._session, self._stream, b""))
             self._on_end(bool(mask & HANGUP))
         elif size_bytes >= MAX_PAYLOAD - 4096 and not self._widened:
             self._widened = True
@@ -221,7 +222,9 @@ class ProgramSession:
         self._sources: dict[int, Source] = {}
         self._sink: Sink | None = None
         self._terminal: int | None = None
-        self._abandoned = False
+        self._abandoned = self._over = False
+        self._told: set[int] = set()
+        """Streams whose end the host knows."""
         self._early = EarlyEvents()
 
     def start(self, task: Task, tty: Tty | None, copy_stderr: Callable[[bytes], None] | None) -> None:
@@ -313,11 +316,26 @@ class ProgramSession:
         self._check_end()
 
     def _check_end(self, _gone: bool = True) -> None:
-        if self._code is None or self._abandoned or not all(source.ended for source in self._sources.values()):
+        if self._abandoned or self._over:
             return
+        ended = [stream for stream, source in self._sources.items() if source.ended]
+        if self._code is None or len(ended) < len(self._sources):
+            if len(ended) > len(self._told):
+                self._loop.later(ENDS_WAIT_S, self._tell_ends)
+            return
+        self._over = True
         self._outlet.send(Exit(self._session, self._code))
         self._close()
         self._on_end()
+
+    def _tell_ends(self) -> None:
+        """Output has ended and the program goes on."""
+        if self._abandoned or self._over:
+            return
+        for stream, source in self._sources.items():
+            if source.ended and stream not in self._told:
+                self._told.add(stream)
+                self._outlet.send(Data(self._session, stream, b""))
 
 
 class SocketSession:
@@ -327,13 +345,13 @@ class SocketSession:
         self._loop, self._outlet, self._session, self._on_end = loop, outlet, session, on_end
         self._source: Source | None = None
         self._sink: Sink | None = None
-        self._exit_on_client_eof = self._exit_on_service_eof = self._client_eof = False
+        self._exit_on_client_eof = self._exit_on_service_eof = self._client_eof = self._over = False
         self._early = EarlyEvents()
 
     def start(self, connected: socket.socket, descriptor: bytes, *, on_client_eof: bool, on_service_eof: bool) -> None:
         """``connected`` is given away; ``descriptor`` goes first."""
         self._exit_on_client_eof, self._exit_on_service_eof = on_client_eof, on_service_eof
-        self._outlet.send(Data(self._session, Stream.STDERR, b""))
+        self._loop.later(ENDS_WAIT_S, self._tell_no_stderr)
         writer = connected.dup()
         self._sink = Sink(self._loop, self._outlet, self._session, writer.detach(), self._client_ended)
         self._source = Source(
@@ -351,6 +369,11 @@ class SocketSession:
         elif isinstance(event, Credit) and event.stream == Stream.STDOUT:
             self._source.credit_came()
 
+    def _tell_no_stderr(self) -> None:
+        """Not at once: most answers are quicker, and each frame of its own wakes the host."""
+        if not self._over:
+            self._outlet.send(Data(self._session, Stream.STDERR, b""))
+
     def _client_ended(self, fd: int) -> None:
         _shut_writing(fd)
         self._client_eof = True
@@ -360,6 +383,8 @@ class SocketSession:
     def _service_ended(self, gone: bool) -> None:
         if self._exit_on_service_eof or self._client_eof or gone:
             self._end()
+        else:
+            self._outlet.send(Data(self._session, Stream.STDOUT, b""))
 
     def _end(self) -> None:
         self.abandon()
@@ -367,6 +392,7 @@ class SocketSession:
         self._on_end()
 
     def abandon(self) -> None:
+        self._over = True
         for end in (self._source, self._sink):
             if end is not None:
                 end.close()

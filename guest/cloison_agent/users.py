@@ -1,14 +1,9 @@
-"""Users of this qube and the environment that a login gives them.
-
-A login shell reads the user's profile on every call in qrexec; under emulation that costs more than the call. Here the
-first call runs through a login shell, and the environment it ended with is remembered until a profile changes.
-"""
+"""Users of this qube, and what can be said of their logins by looking at files."""
 
 from __future__ import annotations
 
 import os
 import pwd
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 DEFAULT_USER = "user"
@@ -24,7 +19,7 @@ PROFILES = (
 """What a login reads, or (the last) what our own profiles ask: which services this qube has."""
 MAX_ENVIRONMENT = 1 << 20
 
-_Signature = tuple[tuple[int, int] | None, ...]
+Signature = tuple[tuple[int, int] | None, ...]
 
 
 @dataclass(frozen=True)
@@ -37,11 +32,10 @@ class User:
     groups: tuple[int, ...]
 
 
-_users: dict[str, tuple[_Signature, User]] = {}
-_environments: dict[str, tuple[_Signature, dict[str, str]]] = {}
+_users: dict[str, tuple[Signature, User]] = {}
 
 
-def _signature(paths: tuple[str, ...]) -> _Signature:
+def _signature(paths: tuple[str, ...]) -> Signature:
     """Sizes and times of files: the same as long as nobody changed them."""
     found: list[tuple[int, int] | None] = []
     for path in paths:
@@ -69,16 +63,9 @@ def find_user(name: str) -> User | None:
     return user
 
 
-def _profile_signature(user: User) -> _Signature:
+def profile_signature(user: User) -> Signature:
+    """Changes whenever a file does that a login reads."""
     return _signature((*PROFILES, f"{user.home}/.profile"))
-
-
-def find_login_environment(user: User) -> Mapping[str, str] | None:
-    """The remembered environment after a login, or None when it is unknown or a profile has changed."""
-    known = _environments.get(user.name)
-    if known is None or known[0] != _profile_signature(user):
-        return None
-    return known[1]
 
 
 def bare_environment(user: User) -> dict[str, str]:
@@ -110,24 +97,5 @@ def _assignments(path: str) -> dict[str, str]:
     }
 
 
-LOGIN_SHELL = ("/bin/sh", "-lc", 'exec "$0" "$@"')
-"""Followed by a program and its arguments: runs it with the environment of a login."""
-PRINT_ENVIRONMENT = ("/bin/sh", "-lc", "exec env -0")
-
-
-def remember_login_environment(user: User, untrusted_output: bytes) -> None:
-    """What ``env -0`` printed at the end of a login."""
-    pairs = (item.partition("=") for item in untrusted_output.decode("utf-8", "surrogateescape").split("\0"))
-    environment = {key: value for key, sign, value in pairs if sign and key}
-    for shells_own in ("_", "PWD", "OLDPWD", "SHLVL"):
-        environment.pop(shells_own, None)
-    if environment.get("HOME"):
-        _environments[user.name] = (_profile_signature(user), environment)
-
-
 def forget_users() -> None:
     _users.clear()
-    _environments.clear()
-
-
-Remember = Callable[[User, bytes], None]

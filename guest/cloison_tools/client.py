@@ -39,13 +39,23 @@ class CallRefused(Exception):
 
 
 class RemoteCall:
-    """One call of a service. ``connect`` first; then ``pump``. OSError: the agent cannot be reached."""
+    """One call of a service. ``connect`` first; then ``pump``. OSError: the agent cannot be reached.
 
-    def __init__(self, target: str, service: str, *, source: str = "", agent_socket: str = AGENT_SOCKET) -> None:
+    ``pipe``: standard input to be, if it is a pipe; the agent reads it itself, and ``pump`` is given -1 for it.
+    """
+
+    def __init__(
+        self, target: str, service: str, *, source: str = "", agent_socket: str = AGENT_SOCKET, pipe: int = -1
+    ) -> None:
         self._leg = Leg()
         self._sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
         self._sock.connect(agent_socket)
-        self._sock.sendall(self._leg.call(_clean(target), _clean(service, "+"), _clean(source)))
+        request = self._leg.call(_clean(target), _clean(service, "+"), _clean(source))
+        if pipe >= 0:
+            rights = (_socket.SOL_SOCKET, _socket.SCM_RIGHTS, pipe.to_bytes(4, "little"))
+            request = request[self._sock.sendmsg([request], [rights]) :]
+        if request:
+            self._sock.sendall(request)
         self._events: list[tuple[int, bytes]] = []
         self.output_lost = False
         """Some of the service's output could not be written here."""
@@ -76,6 +86,7 @@ class RemoteCall:
     ) -> int:
         """Carry bytes until the service ends; returns its exit code.
 
+        ``stdin``: -1 for none of ours.
         ``filters``: replace escape characters in stdout, stderr. ``half_close``: ``stdout`` is a socket, and is to be
         told when the service's output ends.
         """
@@ -84,7 +95,7 @@ class RemoteCall:
         self._half_close = half_close
         poll = select.poll()
         poll.register(self._sock, select.POLLIN)
-        self._watched, reading = False, True
+        self._watched, reading = False, stdin >= 0
         while True:
             while self._events:
                 kind, payload = self._events.pop(0)
@@ -205,6 +216,13 @@ def let_go(fd: int) -> None:
         posix.close(nothing)
 
 
+def let_go_of_input() -> None:
+    """The agent reads it: when that ends, whoever writes must not think that we still might."""
+    nothing = posix.open("/dev/null", posix.O_RDONLY)
+    posix.dup2(nothing, 0)
+    posix.close(nothing)
+
+
 def shut_writing(fd: int) -> None:
     """Half-close a socket that we know only by its descriptor."""
     duplicate = _socket.socket(fileno=posix.dup(fd))
@@ -273,10 +291,14 @@ def main(arguments: list[str]) -> int:
     except ValueError as error:
         complain(f"{error}\n{USAGE}")
         return TROUBLE
+    plain = not (options.program or options.prefix or options.use_stdin_socket)
+    pipe = 0 if plain and is_pipe(0) else -1
     try:
-        call = RemoteCall(options.target, options.service, source=options.source, agent_socket=options.agent_socket)
+        call = RemoteCall(
+            options.target, options.service, source=options.source, agent_socket=options.agent_socket, pipe=pipe
+        )
         call.connect()
-        return _run(call, options)
+        return _run(call, options, -1 if pipe == 0 else 0)
     except CallRefused:
         complain("Request refused")
         return REFUSED
@@ -285,14 +307,24 @@ def main(arguments: list[str]) -> int:
         return TROUBLE
 
 
-def _run(call: RemoteCall, options: Options) -> int:
+def is_pipe(fd: int) -> bool:
+    """A pipe that can be read."""
+    try:
+        return posix.fstat(fd).st_mode & 0o170000 == 0o010000
+    except OSError:
+        return False
+
+
+def _run(call: RemoteCall, options: Options, stdin: int) -> int:
     wanted = options.filters
     filters = (posix.isatty(1) if wanted[0] is None else wanted[0], posix.isatty(2) if wanted[1] is None else wanted[1])
     if options.program:
         return _run_program(call, options, (False, filters[1]))
     if options.use_stdin_socket:
         return call.pump(0, 0, 2, prefix=options.prefix, filters=filters, half_close=True)
-    return call.pump(0, 1, 2, prefix=options.prefix, filters=filters)
+    if stdin < 0:
+        let_go_of_input()
+    return call.pump(stdin, 1, 2, prefix=options.prefix, filters=filters)
 
 
 def _run_program(call: RemoteCall, options: Options, filters: tuple[bool, bool]) -> int:

@@ -27,6 +27,7 @@ _MAIN = b"import sys\n\nfrom cloison_agent.main import main\n\nsys.exit(main())\
 TOOLS = "/usr/lib/cloison/tools"
 _TOOLS = {
     "/usr/bin/qrexec-client-vm": "client:main",
+    "/usr/bin/qvm-connect-tcp": "connecting:connect_tcp",
     "/usr/bin/qvm-copy": "sending:copy",
     "/usr/bin/qvm-copy-to-vm": "sending:copy_to",
     "/usr/bin/qvm-move": "sending:move",
@@ -81,6 +82,7 @@ _BUILT_IN_SERVICES = (
 )
 _LINKS = {
     "/usr/lib/qubes/qrexec-client-vm": "/usr/bin/qrexec-client-vm",
+    "/etc/qubes-rpc/qubes.ConnectTCP": "/dev/tcp/127.0.0.1",
     "/etc/qubes-rpc/qubes.ImageConvert": "qubes.GetImageRGBA",
     **{f"/etc/qubes-rpc/{service}": ARCHIVE for service in _BUILT_IN_SERVICES},
     "/usr/lib/systemd/system/multi-user.target.wants/cloison-agent.service": "../cloison-agent.service",

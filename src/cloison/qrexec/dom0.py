@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cloison.errors import BackendFailed, BadRequest
+from cloison.model.names import DOM0
 from cloison.qrexec.legs import Leg, LegLost
 from cloison.qrexec.packets import Closing
 from cloison.qrexec.ports import Handler, ServiceCall, ServiceFailed
@@ -50,7 +51,7 @@ class Dom0Services:
                 elif program := self._find_program(call):
                     code = await _run_program(program, call, leg)
                 else:
-                    code = NOT_FOUND
+                    code = await _say_not_found(call, leg)
                 await leg.send(Exit(LEG_SESSION, code))
             except LegLost as error:
                 code, reason = None, error.message
@@ -131,6 +132,13 @@ class _CountingLeg(Leg):
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+
+
+async def _say_not_found(call: ServiceCall, leg: _CountingLeg) -> int:
+    """The person at this machine is told; a guest sees the exit code only."""
+    if call.source == DOM0:
+        await leg.send_stream(Stream.STDERR, f"{call.service}: no such service in dom0\n".encode())
+    return NOT_FOUND
 
 
 async def _answer(handler: Handler, call: ServiceCall, stdin: bytes, leg: _CountingLeg) -> None:

@@ -20,6 +20,8 @@ from cloison.guest_tree import TOOLS, guest_directory, guest_tree
 from cloison.wire import Accepted, Call, Connection, Credit, Data, Exit, Hello, Open, Refused, Reset, Role
 from cloison_agent.agent import Agent, listen
 from cloison_agent.control import VERBS
+from cloison_agent.launch import PLAIN_MANNERS
+from cloison_agent.logins import Login
 
 ME = pwd.getpwuid(os.getuid()).pw_name
 DEADLINE_S = 60
@@ -151,7 +153,8 @@ def joined_qube(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Joi
     joined = Joined(directory, home, environment)
     monkeypatch.setenv("QREXEC_SERVICE_PATH", str(directory / "rpc"))
     monkeypatch.setenv("QUBES_RPC_CONFIG_PATH", str(directory / "config"))
-    monkeypatch.setattr("cloison_agent.users.find_login_environment", lambda user: environment)
+    login = Login(environment, PLAIN_MANNERS)
+    monkeypatch.setattr("cloison_agent.logins.Logins.when_known", lambda self, user, act: act(login))
     ours, theirs = socket.socketpair()
     agent = Agent(theirs.detach(), listen(str(agent_socket)), VERBS, default_user=ME)
     stop_reader, stop_writer = os.pipe()

@@ -39,7 +39,7 @@ from cloison.wire import (
     WindowSize,
 )
 from cloison_agent import agent as agent_module
-from cloison_agent import builtins
+from cloison_agent import builtins, logins
 from cloison_agent.agent import Agent, listen
 from cloison_agent.control import VERBS
 
@@ -202,6 +202,32 @@ def test_built_in_services_stand_behind_links_to_the_archive(
     assert host.run(service="qubes.VMExec+no-2Dsuch-2Dprogram")[0] in (125, 127)
     assert len(host.run(service="qubes.GetDate")[1]) == 26
     assert len(host.run(service="qubes.GetDate+nanoseconds")[1]) == 36
+
+
+def test_a_missing_service_is_named(host: Host) -> None:
+    assert host.run(service="no.Such+x") == (127, b"", b"no.Such: no such service in this qube\n")
+
+
+def test_the_end_of_output_is_told_when_the_program_goes_on(host: Host) -> None:
+    number = host.start(command="exec >&- 2>&-; read line; exit 4")
+    ends = host.wait(lambda event: isinstance(event, Data) and event.stream == 2)
+    assert [event.stream for event in ends if isinstance(event, Data)] == [1, 2]
+    host.send(Data(number, 0, b"\n"))
+    assert host.wait(lambda event: isinstance(event, Exit))[-1] == Exit(number, 4)
+
+
+def test_a_login_gives_its_limits_and_umask_to_every_call(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    profile = "umask 027; ulimit -n 333; ulimit -S -c 0; export FROM_PROFILE=yes; echo a greeting; "
+    hold = (*logins._HOLD[:2], profile + logins._HOLD[2])
+    monkeypatch.setattr(logins, "_HOLD", hold)
+    ask = "umask; ulimit -n; echo $FROM_PROFILE"
+    deadline = time.monotonic() + DEADLINE_S
+    while (said := host.run(command=ask)[1]) != b"0027\n333\nyes\n":
+        assert time.monotonic() < deadline, said
+        time.sleep(0.05)
+    assert os.umask(0o022) == 0o022, "the agent's own is as it was"
 
 
 def test_a_socket_service_gets_the_descriptor_first(host: Host, tmp_path: Path) -> None:
@@ -385,6 +411,52 @@ def test_a_call_from_inside_carries_bytes_both_ways_and_the_exit_code(host: Host
     host.send(Exit(call.session, 5))
     assert process.communicate(timeout=DEADLINE_S) == (b"answer", b"complaint")
     assert process.returncode == 5
+
+
+def test_a_pipe_that_is_a_callers_input_is_read_by_the_agent_as_credit_allows(host: Host, agent_socket: Path) -> None:
+    process = client(agent_socket, "work", "my.Service")
+    call = host.wait(lambda event: isinstance(event, Call))[-1]
+    assert isinstance(call, Call)
+    host.send(Accepted(call.session))
+    assert process.stdin is not None
+    writer = threading.Thread(target=lambda: (process.stdin.write(b"x" * (WINDOW + 100)), process.stdin.close()))  # type: ignore[union-attr, func-returns-value]
+    writer.start()
+    size = 0
+
+    def came(event: Event, wanted: int) -> bool:
+        nonlocal size
+        if isinstance(event, Data):
+            size += len(event.payload)
+        return size == wanted
+
+    host.wait(lambda event: came(event, WINDOW))
+    host.send(Credit(call.session, 0, 512 * 1024))
+    host.wait(lambda event: came(event, WINDOW + 100))
+    host.wait(lambda event: isinstance(event, Data) and event.stream == 0 and not event.payload)
+    host.send(Exit(call.session, 5))
+    writer.join(DEADLINE_S)
+    assert process.wait(DEADLINE_S) == 5, process.stderr.read() if process.stderr else ""
+
+
+def test_a_caller_that_hands_over_what_is_no_pipe_of_its_own_has_no_input(
+    host: Host, agent_socket: Path, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    reader = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+    for path, flags in ((tmp_path / "fifo", os.O_WRONLY), (Path("/etc/passwd"), os.O_RDONLY)):
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(str(agent_socket))
+            leg = Connection(Role.LEG_CALLER)
+            given = os.open(path, flags)
+            socket.send_fds(sock, [leg.send(Call(LEG_SESSION, "work", "my.Service"))], [given])
+            os.close(given)
+            call = host.wait(lambda event: isinstance(event, Call))[-1]
+            assert isinstance(call, Call)
+            host.send(Accepted(call.session))
+            last = host.wait(lambda event: isinstance(event, Data))[-1]
+            assert isinstance(last, Data) and last.payload == b""
+        host.wait(lambda event: isinstance(event, Reset))
+    os.close(reader)
 
 
 def test_a_refused_call_ends_with_126(host: Host, agent_socket: Path) -> None:
