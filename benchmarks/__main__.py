@@ -16,7 +16,7 @@ from rich.table import Table
 
 from benchmarks.auditing import measure_audit
 from benchmarks.bench import QUICK, Bench, Options
-from benchmarks.calling import measure_call, measure_stream
+from benchmarks.calling import measure_call, measure_copy, measure_stream
 from benchmarks.deciding import measure_policy
 from benchmarks.figures import Figure
 from benchmarks.listing import measure_list
@@ -29,6 +29,7 @@ ROWS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
     "app": measure_app,
     "call": measure_call,
     "stream": measure_stream,
+    "copy": measure_copy,
     "memory": measure_memory,
     "forks": measure_forks,
     "list": measure_list,
@@ -45,12 +46,15 @@ ROWS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
 @click.option("--repeat", type=click.IntRange(1), help="Repetitions of what takes about a second.")
 @click.option("--boots", type=click.IntRange(1), help="Plain boots that are timed.")
 @click.option("--idle", type=click.IntRange(1), help="Idle machines on each side whose memory is compared.")
+@click.option("--burst", type=click.IntRange(1), help="Calls at once.")
+@click.option("--file-mib", type=click.IntRange(1), help="Size of the large file that is copied (full: 256).")
+@click.option("--files", type=click.IntRange(1, 400_000), help="Small files that are copied (full: 10000).")
 @click.option("--forks", type=click.IntRange(1), help="Disposables at once.")
 def main(rows: tuple[str, ...], quick: bool, as_json: bool, **counts: int | None) -> None:
     """Measure this machine against plain QEMU, in one run.
 
-    ROWS: disposable app call stream memory forks list policy audit. Without any: all. A system is made for the run and
-    removed afterwards; other systems on this machine are not touched, but what they do falsifies the figures.
+    ROWS: disposable app call stream copy memory forks list policy audit. Without any: all. A system is made for the
+    run and removed afterwards; other systems on this machine are not touched, but what they do falsifies the figures.
     """
     console = Console(stderr=True, highlight=False)
     options = replace(QUICK if quick else Options(), **{k: v for k, v in counts.items() if v is not None})

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from types import TracebackType
 
-from benchmarks.plain import PlainMachine, PlainPeer, drain, exchange
+from benchmarks.plain import PlainMachine, PlainPeer, drain, exchange, fill, pack
 from benchmarks.processes import wait_calm
 from benchmarks.system import System, open_system
 
@@ -33,9 +33,15 @@ class Options:
     forks: int = 20
     qubes: int = 100
     stream_mib: int = 128
+    burst: int = 100
+    """Calls at once."""
+    file_mib: int = 64
+    """Of the one large file that is copied; the full comparison has 256."""
+    files: int = 1000
+    """Small files that are copied; the full comparison has 10 000."""
 
 
-QUICK = Options(repeat=5, calls=50, boots=1, idle=3, forks=20, qubes=100, stream_mib=32)
+QUICK = Options(repeat=5, calls=50, boots=1, idle=3, forks=20, qubes=100, stream_mib=32, file_mib=16, files=200)
 
 
 @dataclass
@@ -78,16 +84,21 @@ class Bench:
                 settled.append(machine.age_s())
                 if number == self.options.boots - 1:
                     bare = self._bare_figures(machine)
-        return PlainFigures(boots, settled, *bare)
+        return PlainFigures(boots, settled, bare)
 
-    def _bare_figures(self, machine: PlainMachine) -> tuple[list[float], list[float], list[float]]:
+    def _bare_figures(self, machine: PlainMachine) -> BareFigures:
         wait_calm([machine.process], CALM_LIMIT_S)
         self.tell("the bare agent's calls and stream")
         with machine.start_bare_agent() as port:
             true = self.times(lambda: exchange(port, b"true\n"), self.options.calls)
             echo = self.times(lambda: exchange(port, PAYLOAD), self.options.calls)
             stream = [drain(port) for _ in range(STREAMS + 1)][1:]
-        return true, echo, stream
+            program = [drain(port, b"program\n") for _ in range(STREAMS + 1)][1:]
+            sink = [fill(port) for _ in range(STREAMS + 1)][1:]
+            self.tell("the bare agent's tar")
+            machine.run(make_files("/tmp/bench", self.options.file_mib, self.options.files))
+            large, small = ([pack(port, f"/tmp/bench/{what}") for _ in range(3)][1:] for what in ("large", "small"))
+        return BareFigures(true, echo, stream, program, sink, large, small)
 
     def times(
         self, act: Callable[[], object], count: int, *, between: Callable[[], object] | None = None
@@ -106,11 +117,34 @@ class Bench:
 
 
 @dataclass(frozen=True)
+class BareFigures:
+    """What the bare agent does on its own port."""
+
+    true_s: list[float]
+    echo_s: list[float]
+    stream_mib_s: list[float]
+    """Guest to host, blocks of zeros."""
+    program_mib_s: list[float]
+    """The same, what a program writes into a pipe."""
+    sink_mib_s: list[float]
+    """Host to guest, thrown away there."""
+    large_s: list[float]
+    small_s: list[float]
+    """A tar of one large file, of many small ones."""
+
+
+@dataclass(frozen=True)
 class PlainFigures:
     to_answer_s: list[float]
     """From the start of QEMU to the answer of the first ``true``; the agent answers as early as it can."""
     to_end_s: list[float]
     """Until systemd has started everything."""
-    true_s: list[float]
-    echo_s: list[float]
-    stream_mib_s: list[float]
+    bare: BareFigures
+
+
+def make_files(directory: str, file_mib: int, files: int) -> str:
+    """A line of shell: one large file in ``large``, many of a few hundred bytes in ``small``."""
+    return (
+        f"mkdir -p {directory}/large {directory}/small && cd {directory} "
+        f"&& head -c {file_mib << 20} /dev/urandom > large/file && cd small && seq {files} | split -l 1 -a 4 - f && echo made"
+    )

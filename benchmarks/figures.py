@@ -24,6 +24,10 @@ class Samples:
     def median(self) -> float:
         return statistics.median(self.values)
 
+    def percentile(self, share: float) -> Samples:
+        """One value: that share of all samples is not above it."""
+        return Samples((sorted(self.values)[min(len(self.values) - 1, int(share * len(self.values)))],), self.unit)
+
     def __str__(self) -> str:
         if len(self.values) == 1:
             return f"{short(self.median)} {self.unit}"

@@ -171,15 +171,37 @@ def exchange(port: socket.socket, request: bytes) -> bytes:
     return port.recv(4096)
 
 
-def drain(port: socket.socket) -> float:
+def drain(port: socket.socket, what: bytes = b"stream\n") -> float:
     """Ask for the stream and receive it; MiB per second from the first to the last byte."""
-    port.sendall(b"stream\n")
+    port.sendall(what)
     buffer = bytearray(RECEIVE_BYTES)
     first = left = STREAM_BYTES - port.recv_into(buffer)
     started = time.perf_counter()
     while left > 0:
         left -= port.recv_into(buffer)
     return first / (1 << 20) / (time.perf_counter() - started)
+
+
+def fill(port: socket.socket) -> float:
+    """Send a stream into the guest, where it is thrown away; MiB per second."""
+    exchange(port, b"sink\n")
+    block, left = bytes(1 << 16), STREAM_BYTES
+    started = time.perf_counter()
+    while left > 0:
+        port.sendall(block[:left])
+        left -= len(block)
+    port.recv(16)
+    return STREAM_BYTES / (1 << 20) / (time.perf_counter() - started)
+
+
+def pack(port: socket.socket, directory: str) -> float:
+    """Receive a tar of the guest's directory; seconds."""
+    started = time.perf_counter()
+    port.sendall(f"files {directory}\n".encode())
+    end = b""
+    while not end.endswith(b"done\n"):
+        end = (end + port.recv(RECEIVE_BYTES))[-5:]
+    return time.perf_counter() - started
 
 
 def _connect(path: Path, process: subprocess.Popen[bytes]) -> socket.socket:

@@ -26,7 +26,7 @@ TEMPLATE, DISPOSABLES = "debian-13", "bench-dvm"
 COMMAND_LIMIT_S = 1800
 """Building a template and its fork point on a slow machine; everything else is much shorter."""
 REMOVAL_LIMIT_S = 60
-POLICY = "bench.Sink * @anyvm @anyvm allow\n"
+POLICY = "bench.Sink * @anyvm @anyvm allow\nqubes.Filecopy * @anyvm @anyvm allow\n"
 HOME_PATH_BYTES = 40
 """Sockets' paths end at 107 bytes."""
 

@@ -222,7 +222,7 @@ class ProgramSession:
         self._sources: dict[int, Source] = {}
         self._sink: Sink | None = None
         self._terminal: int | None = None
-        self._abandoned = self._over = False
+        self._abandoned = self._over = self._telling = False
         self._told: set[int] = set()
         """Streams whose end the host knows."""
         self._early = EarlyEvents()
@@ -320,7 +320,8 @@ class ProgramSession:
             return
         ended = [stream for stream, source in self._sources.items() if source.ended]
         if self._code is None or len(ended) < len(self._sources):
-            if len(ended) > len(self._told):
+            if len(ended) > len(self._told) and not self._telling:
+                self._telling = True
                 self._loop.later(ENDS_WAIT_S, self._tell_ends)
             return
         self._over = True
@@ -330,6 +331,7 @@ class ProgramSession:
 
     def _tell_ends(self) -> None:
         """Output has ended and the program goes on."""
+        self._telling = False
         if self._abandoned or self._over:
             return
         for stream, source in self._sources.items():
