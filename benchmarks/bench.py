@@ -146,5 +146,6 @@ def make_files(directory: str, file_mib: int, files: int) -> str:
     """A line of shell: one large file in ``large``, many of a few hundred bytes in ``small``."""
     return (
         f"mkdir -p {directory}/large {directory}/small && cd {directory} "
-        f"&& head -c {file_mib << 20} /dev/urandom > large/file && cd small && seq {files} | split -l 1 -a 4 - f && echo made"
+        f"&& head -c {file_mib << 20} /dev/urandom > large/file && cd small "
+        f"&& seq {files} | split -l 1 -a 4 - f && echo made"
     )
