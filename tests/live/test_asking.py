@@ -151,6 +151,18 @@ def test_questions(system: LiveSystem, agent: Agent) -> None:
     assert call.result() == (REFUSED, ""), "who could have answered is gone"
 
 
+def test_the_daemon_dies_with_an_open_question(system: LiveSystem, agent: Agent) -> None:
+    call = Calling(system, "test.Ask")
+    prompt = agent.hear("prompt")
+    system.kill_daemon()
+    assert call.result()[0] != 0
+    agent.hear("lost")
+    system.cloison("list")
+    agent.hear("ready")
+    agent.allow(prompt)
+    assert "not open any more" in agent.hear("error")["message"], "an old answer fits no new question"
+
+
 def test_an_answer_is_remembered(system: LiveSystem, agent: Agent) -> None:
     call = Calling(system, "test.Ask")
     prompt = agent.hear("prompt")

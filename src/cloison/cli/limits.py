@@ -48,14 +48,30 @@ def list_limits(session: Session, as_json: bool) -> None:
 @click.argument(
     "files", nargs=-1, type=click.Path(path_type=Path, dir_okay=False, allow_dash=True), metavar="[FILE]..."
 )
-def check_limits(session: Session, files: tuple[Path, ...]) -> None:
+@json_option
+def check_limits(session: Session, files: tuple[Path, ...], as_json: bool) -> None:
     """Find the first error, as FILE:LINE. Exit code 1 if there is one."""
+    from cloison.policy.errors import PolicyError
+
+    try:
+        _check(session, files)
+    except PolicyError as error:
+        if not as_json:
+            raise
+        session.show_json([{"file": error.file, "line": error.line, "message": error.plain_message}])
+        raise click.exceptions.Exit(1) from None
+    if as_json:
+        session.show_json([])
+    else:
+        session.say("nothing to complain about")
+
+
+def _check(session: Session, files: tuple[Path, ...]) -> None:
     from cloison.policy.grammar import decode_policy
     from cloison.policy.limits import LimitSource, parse_limits
 
     if not files:
-        count = len(LimitSource(session.layout.limits).current().rules)
-        session.say(f"{count} rules, the built-in ones included: nothing to complain about")
+        LimitSource(session.layout.limits).current()
     for file in files:
         content = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
         for _ in parse_limits(decode_policy(content, str(file)), str(file)):

@@ -287,13 +287,13 @@ class Broker:
             async with asyncio.timeout(self._limits.ask_timeout_s):
                 answer = await self._ask(ask, request)
         except TimeoutError:
-            return refuse_ask(ask, "nobody answered in time"), None
+            return _unasked(ask, "nobody answered in time"), None
         except Refused as error:
-            return refuse_ask(ask, error.message), None
+            return _unasked(ask, error.message), None
         except Exception:
             # The named border: whatever asks people may fail, and then nobody said yes.
             log.exception("nobody could be asked about %s", request)
-            return refuse_ask(ask, "nobody could be asked"), None
+            return _unasked(ask, "nobody could be asked"), None
         if answer.chosen is None:
             return refuse_ask(ask, "denied by the user"), answer
         granted = resolve_ask(ask, answer.chosen)
@@ -476,6 +476,11 @@ class Broker:
         except OSError as error:
             log.critical("the audit log cannot be written: %s", error)
             raise Refused(f"the audit log cannot be written: {error}") from error
+
+
+def _unasked(ask: Ask, why: str) -> Deny:
+    """A no that nobody said: the user is told of it, whatever the rule's ``notify`` says about his own answers."""
+    return replace(refuse_ask(ask, why), notify=True)
 
 
 def _open_for_guest(call: Call, verdict: Allow, caller: QubeName) -> Open:

@@ -89,6 +89,8 @@ def test_limits_are_listed_and_checked(cloison: Run, system: Any, tmp_path: Path
     for command in ("list", "check"):
         done = cloison("limits", command)
         assert done.code == 1 and "30-user.limits:2: 'calls=few'" in done.err
+    (found,) = json.loads(cloison("limits", "check", "--json").out)
+    assert found["line"] == 2 and found["message"].startswith("'calls=few'")
     (tmp_path / "new.limits").write_text("a b c\n")
     assert "new.limits:1: a limit needs" in cloison("limits", "check", str(tmp_path / "new.limits")).err
 

@@ -118,6 +118,7 @@ async def test_an_agent_that_dies_in_the_middle_is_a_no(house, front):
     with pytest.raises(PermissionError):
         await calling
     assert "went away" in house.audit.lines[-1]["reason"]
+    assert house.events[-1].notify, "a no that nobody said is told"
 
 
 async def test_a_qube_that_floods_the_user_is_bounded_and_the_next_qube_is_asked_about(house, front):
