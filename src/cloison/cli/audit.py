@@ -241,9 +241,9 @@ def _detail(fields: dict[str, Any]) -> str:
     if fields.get("event") == "ended":
         code = fields.get("exit_code")
         parts.append(f"exit {code}" if code is not None else "no exit code")
-        parts.append(human_seconds(float(fields.get("seconds", 0))))
+        parts.append(human_seconds(_number(fields.get("seconds"))))
         streams = (("in", "stdin_bytes"), ("out", "stdout_bytes"), ("err", "stderr_bytes"))
-        parts += [f"{word} {human_bytes(fields[name])}" for word, name in streams if fields.get(name)]
+        parts += [f"{word} {human_bytes(int(count))}" for word, name in streams if (count := _number(fields.get(name)))]
     elif fields.get("rule"):
         parts.append(str(fields["rule"]))
     if "value" in fields or "old" in fields:
@@ -254,6 +254,11 @@ def _detail(fields: dict[str, Any]) -> str:
     if fields.get("reason") and fields.get("event") != "allowed":
         parts.append(str(fields["reason"]))
     return ", ".join(parts)
+
+
+def _number(value: object) -> float:
+    """What somebody wrote into the log by hand may be anything."""
+    return value if isinstance(value, int | float) and abs(value) < 1e18 else 0
 
 
 @subcommand(COMMAND, "verify", examples=(

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 from auditlogs import LogBench
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cloison.qrexec.audit.chain import Tip, parse_line
+from cloison.cli.entry import run_program
+from cloison.qrexec.audit.chain import Tip, link, parse_line
 from cloison.qrexec.audit.signing import KEY_FILE, ROOT_FILE, find_signing
 
 Bench = Callable[..., LogBench]
@@ -21,7 +22,7 @@ Bench = Callable[..., LogBench]
 @pytest.fixture
 def bench(tmp_path: Path) -> Bench:
     """A record in a directory, written as the daemon writes it, without a loop: ``settle`` is called by hand."""
-    return lambda name="audit", **options: LogBench(tmp_path / name, **options)
+    return lambda name="audit", **options: LogBench(tmp_path / "data" / name, **options)
 
 
 CALLS = 9
@@ -147,8 +148,6 @@ def test_who_takes_the_present_key_cannot_sign_the_past(whole: LogBench) -> None
     assert signing is not None
     lines = rewrite_from(whole.lines(), 4)
     tip = parse_line(lines[-1].rstrip(b"\n")).tip
-    from cloison.qrexec.audit.chain import link
-
     forged = signing.succeed(tip)
     assert forged.last is not None
     line, _ = link(tip, {"checkpoint": forged.last.to_json()})
@@ -204,6 +203,41 @@ def test_a_record_key_that_vanished_without_a_record_is_a_fault(whole: LogBench)
     (whole.directory / "record-keys").unlink()
     fault = whole.verify().fault
     assert fault is not None and "nobody recorded" in fault.why and fault.number == 2
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+NAMES = st.sampled_from(["t", "m", "b", "r", "k", "x", "checkpoint", "segment", "n", "p"])
+BODY = st.dictionaries(
+    st.sampled_from(["kind", "event", "keys", "until", "seconds", "exit_code", "stdin_bytes", "argument", "value"]),
+    st.sampled_from(["audit", "shortened", "erased", "ended", "call"]) | JSON,
+)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(forged=st.lists(st.dictionaries(NAMES, JSON) | st.builds(lambda body: {"t": 1, "r": body}, BODY), max_size=4))
+def test_lines_that_somebody_wrote_by_hand_break_nothing(
+    whole: LogBench, forged: list[dict[str, object]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their hashes are right: whoever can write the file can count. Reading goes on, verify answers."""
+    (path,) = whole.files()
+    good = path.read_bytes()
+    tip = parse_line(whole.lines()[-1].rstrip(b"\n")).tip
+    lines = []
+    for fields in forged:
+        line, tip = link(tip, fields)
+        lines.append(line)
+    path.write_bytes(good + b"".join(lines))
+    try:
+        whole.verify()
+        monkeypatch.setenv("CLOISON_ROOT", str(whole.directory.parents[1]))
+        assert run_program(["audit", "-n", "0"]) == 0
+        assert run_program(["audit", "-n", "0", "--json"]) == 0
+    finally:
+        path.write_bytes(good)
 
 
 @settings(max_examples=80, deadline=None)

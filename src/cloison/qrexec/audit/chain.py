@@ -12,7 +12,7 @@ is erased before it is written. Whoever takes the machine over later finds only 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -72,6 +72,9 @@ def parse_line(untrusted_line: bytes) -> Line:
         raise ChainError("it is not JSON") from None
     if not isinstance(fields, dict) or not _is_number(fields.get("n")) or not _is_hash(fields.get("p")):
         raise ChainError("it lacks its number or the hash of the line before")
+    for name, is_right in _FORMS.items():
+        if name in fields and not is_right(fields[name]):
+            raise ChainError(f"its {name!r} is of the wrong kind")
     return Line(fields["n"], fields["p"], text, fields, sha256(payload).hexdigest() == text)
 
 
@@ -80,7 +83,18 @@ def _is_hash(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
+
+
+_FORMS: Mapping[str, Callable[[object], bool]] = {
+    "t": _is_number,
+    "m": _is_number,
+    "b": lambda value: isinstance(value, str),
+    "r": lambda value: isinstance(value, dict),
+    "k": lambda value: isinstance(value, list) and all(isinstance(key, str) for key in value),
+    "x": lambda value: isinstance(value, str),
+}
+"""What else a line may hold, checked here so that nobody after this has to."""
 
 
 @dataclass(frozen=True)

@@ -122,22 +122,18 @@ class Entry:
 def read_entry(line: Line, keys: RecordKeys) -> Entry | None:
     """None for lines that only hold the chain together."""
     fields = line.fields
-    ids = tuple(str(key) for key in fields.get("k", ()))
+    ids = tuple(fields.get("k", ()))
     if "r" in fields:
-        body = fields["r"] if isinstance(fields["r"], dict) else None
+        body = fields["r"]
     elif "x" in fields:
         found = [keys.find(key) for key in ids]
         try:
-            body = open_sealed(line.number, str(fields["x"]), [k for k in found if k]) if all(found) else None
+            body = open_sealed(line.number, fields["x"], [k for k in found if k]) if all(found) else None
         except SealBroken:
             body = None
     else:
         return None
-    return Entry(line.number, _int(fields.get("t")), _int(fields.get("m")), str(fields.get("b", "")), body, ids)
-
-
-def _int(value: object) -> int:
-    return value if isinstance(value, int) else 0
+    return Entry(line.number, fields.get("t", 0), fields.get("m", 0), fields.get("b", ""), body, ids)
 
 
 def read_lines(path: Path) -> Iterator[Line]:
