@@ -58,6 +58,11 @@ class OwnVerbs(Protocol):
         """Why a running qube has no network although it should; empty otherwise."""
         ...
 
+    async def rule_counters(self, name: QubeName) -> Json:
+        """What the qube's firewall rules have decided: ``rules`` (index: packets, bytes), ``refused``, ``spoofed``;
+        NotNow while they are in force nowhere."""
+        ...
+
     def outdated(self, name: QubeName) -> Sequence[str]:
         """Volumes of a running qube whose source has changed since it started."""
         ...

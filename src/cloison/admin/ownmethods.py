@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
@@ -13,9 +14,13 @@ from cloison.admin.own import Progress, Report
 from cloison.admin.vms import known_qubes, state_of
 from cloison.errors import BadRequest, NoSuchProperty, ProtocolError
 from cloison.model.classes import find_klass
+from cloison.model.firewall import DEFAULT_RULES, parse_rules, unexpired
 from cloison.model.names import QubeName, parse_qube_name
+from cloison.model.network import downlinks_of, inner_resolvers, netvm_of
 from cloison.model.properties import GLOBAL_PROPERTIES, QUBE_PROPERTIES, Property, properties_of
 from cloison.model.qube import Qube
+from cloison.wire.firewall import parse_rules as wire_rules
+from cloison.wire.nftables import link_text, whole_text
 
 MAX_CONSOLE_BYTES = 256 * 1024
 """How much of a console's log is answered: more than any kernel's boot messages."""
@@ -150,6 +155,25 @@ async def console_log(desk: Desk, call: Call) -> Answer:
     return _dump({"text": data.decode("utf-8", "replace")})
 
 
+async def firewall_counters(desk: Desk, call: Call) -> Answer:
+    return _dump(dict(await desk.own.rule_counters(target(desk, call).name)))
+
+
+async def firewall_table(desk: Desk, call: Call) -> Answer:
+    """What the netvm would load. Names of hosts are looked up there, so here they have no addresses."""
+    qube = target(desk, call)
+    netvm = netvm_of(desk.inventory, qube.name)
+    if netvm is None:
+        raise BadRequest(f"{qube.name} has no netvm that could keep its rules")
+    rules = parse_rules(call.text) if call.payload else qube.firewall or DEFAULT_RULES
+    downlinks = downlinks_of(
+        desk.inventory, netvm.name, frozenset({qube.name}), inner_resolvers(desk.inventory, netvm.name)
+    )
+    link = downlinks.links[0]
+    parsed = wire_rules(unexpired(rules, time.time()))
+    return whole_text(downlinks, [(link, link_text(link, downlinks.gateway, downlinks.gateway6, parsed, {}, 1))])
+
+
 # -- long work -----------------------------------------------------------------------------------------------------
 
 Work = Callable[[Desk, Call, Report], Awaitable[Mapping[str, Any]]]
@@ -238,6 +262,10 @@ METHODS = (
     Method("cloison.qube.Clone", _QUBE, _NO, _YES, _GRW, "Make a copy of a qube.", clone_qube),
     Method("cloison.qube.Rename", _QUBE, _NO, _YES, _GRW, "Give a halted qube another name.", rename_qube),
     Method("cloison.qube.ConsoleLog", _QUBE, _NO, _NO, Scope.LOCAL_RO, "The end of a console's log.", console_log),
+    Method("cloison.firewall.Counters", _QUBE, _NO, _NO, Scope.LOCAL_RO, "What a qube's firewall rules have decided.",
+           firewall_counters),
+    Method("cloison.firewall.Table", _QUBE, _NO, _MAY, Scope.LOCAL_RO,
+           "What the netvm would load for these rules (none: the present ones).", firewall_table),
     Method("cloison.template.Build", _DOM0, _YES, _MAY, _GRW, "Build a template (argument: its name).",
            streamer=_with_progress(_build_template)),
     Method("cloison.template.List", _DOM0, _NO, _NO, _GRO, "Templates with revisions and users.", list_templates),

@@ -35,6 +35,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "autostart",
         "standalone",
     ),
+    "The network": ("firewall", "net"),
     "Templates and storage": ("template", "forkpoint", "volume", "pool"),
     "Who may call whom": ("policy", "limits", "calls", "ask-agent", "audit"),
     "The system": ("system-prefs", "label", "events", "clock", "suspend-hooks", "daemon", "doctor", "bench"),

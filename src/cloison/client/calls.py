@@ -274,6 +274,28 @@ def notes_set(qube: str, text: str) -> Call[None]:
 # --- labels, pools, volumes ---
 
 
+def firewall_get(qube: str) -> Call[list[str]]:
+    """Rules in the format of the Admin API, in order."""
+    return Call("admin.vm.firewall.Get", qube, parse=_lines)
+
+
+def firewall_set(qube: str, rules: Sequence[str]) -> Call[None]:
+    return Call("admin.vm.firewall.Set", qube, payload="".join(f"{rule}\n" for rule in rules).encode())
+
+
+def firewall_reload(qube: str) -> Call[None]:
+    return Call("admin.vm.firewall.Reload", qube)
+
+
+def firewall_counters(qube: str) -> Call[Json]:
+    return Call("cloison.firewall.Counters", qube, parse=_object)
+
+
+def firewall_table(qube: str, rules: Sequence[str]) -> Call[str]:
+    """What the netvm would load for these rules."""
+    return Call("cloison.firewall.Table", qube, payload="".join(f"{rule}\n" for rule in rules).encode(), parse=_text)
+
+
 def label_list() -> Call[list[str]]:
     return Call("admin.label.List", "dom0", parse=_lines)
 

@@ -180,6 +180,9 @@ class DaemonVerbs:
     def network_trouble(self, name: QubeName) -> str:
         return self._system.cables.trouble(name)
 
+    async def rule_counters(self, name: QubeName) -> Json:
+        return dict(await self._system.cables.rule_counters(name))
+
     def outdated(self, name: QubeName) -> Sequence[str]:
         return ["root"] if self._templates.is_outdated(name) else []
 

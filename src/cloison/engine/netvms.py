@@ -15,7 +15,7 @@ from cloison.errors import BackendFailed
 from cloison.model.inventory import Inventory
 from cloison.model.names import QubeName
 from cloison.model.network import downlinks_of, inner_resolvers
-from cloison.wire.network import DOWNLINKS, RULES, downlinks_fields, split_rules
+from cloison.wire.network import COUNTERS, DOWNLINKS, RULES, downlinks_fields, split_rules
 
 AGENT_TIMEOUT_S = 60.0
 
@@ -69,6 +69,24 @@ class Netvms:
             raise BackendFailed(f"{netvm.facts.name} has no agent that could keep the rules of {client}")
         for part in split_rules(interface, self._rules_of(self._inventory(), client)):
             await netvm.link.control(RULES, part._asdict(), timeout_s=AGENT_TIMEOUT_S)
+
+    async def counters(self, netvm: Live, interface: str) -> dict[str, object]:
+        """What the client's rules have decided: ``rules`` index -> (packets, bytes), ``refused``, ``spoofed``."""
+        if netvm.link is None:
+            raise BackendFailed(f"{netvm.facts.name} has no agent that could count")
+        counted: dict[str, list[int]] = {}
+        first = 0
+        while True:
+            answer = await netvm.link.control(
+                COUNTERS, {"interface": interface, "first": first}, timeout_s=AGENT_TIMEOUT_S
+            )
+            for row in str(answer.get("text", "")).split():
+                number, packets, size = (int(part) for part in row.split(":"))
+                counted[str(number)] = [packets, size]
+            following = int(answer.get("next", 0))
+            if following <= first:
+                return {"rules": counted, "refused": int(answer["refused"]), "spoofed": int(answer["spoofed"])}
+            first = following
 
     async def inform(self, netvm: Live) -> None:
         """Tell the netvm's agent of all its clients as they are now; many who ask at once share a round."""

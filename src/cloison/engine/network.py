@@ -36,7 +36,7 @@ from cloison.engine.events import (
 from cloison.engine.netvms import Netvms
 from cloison.engine.start import Live
 from cloison.engine.system import System
-from cloison.errors import CloisonError, NotNow
+from cloison.errors import BackendFailed, CloisonError, NotNow
 from cloison.model.inventory import Inventory
 from cloison.model.names import QubeName
 from cloison.model.network import (
@@ -103,6 +103,16 @@ class Network:
     def clients_at(self, netvm: QubeName) -> frozenset[QubeName]:
         """Qubes whose cable ends in this netvm."""
         return frozenset(name for name, cable in self._cables.items() if cable.netvm == netvm)
+
+    async def rule_counters(self, name: QubeName) -> Mapping[str, object]:
+        """What the qube's rules have decided in its netvm; NotNow while it has no open cable there."""
+        cable = self._cables.get(name)
+        if cable is None or cable.netvm is None or (peer := self._system.find_live(cable.netvm)) is None:
+            raise NotNow(f"the rules of {name} are in force nowhere now, so nothing is counted")
+        try:
+            return await self.netvms.counters(peer, cable.interface)
+        except (KeyError, ValueError):
+            raise BackendFailed(f"the agent of {cable.netvm} answered with something that is no count") from None
 
     # -- told by the system
 

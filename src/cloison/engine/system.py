@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -39,6 +39,7 @@ from cloison.errors import (
     BackendFailed,
     BadRequest,
     CloisonError,
+    NotNow,
     QubeInUse,
     QubeNotFound,
     QubeNotHalted,
@@ -96,6 +97,10 @@ class Cables(Protocol):
         """Why a running qube has no network although it should; empty: it has, or should have none."""
         ...
 
+    async def rule_counters(self, name: QubeName) -> Mapping[str, object]:
+        """What the qube's firewall rules have decided; NotNow while they are in force nowhere."""
+        ...
+
 
 class NoCables:
     """Nobody has a network."""
@@ -106,6 +111,9 @@ class NoCables:
     def unpaused(self, name: QubeName) -> None: ...
     def trouble(self, name: QubeName) -> str:
         return ""
+
+    async def rule_counters(self, name: QubeName) -> Mapping[str, object]:
+        raise NotNow(f"{name} has no network")
 
 
 @dataclass

@@ -6,6 +6,7 @@ import: the standard library, this package. ``to_fields`` and ``parse_...`` are 
 ``network``    to any qube: its own way out, or that it has none
 ``downlinks``  to a netvm: all of its clients' links, the complete list each time; those not named are gone
 ``rules``      to a netvm: the firewall rules of one link, in one or more parts
+``counters``   to a netvm: what the rules of the link ``interface`` decided, from the rule numbered ``first`` on
 
 **Rules are in** exactly when the answer to the last part of ``rules`` was ok. Until then dom0 keeps the link down in
 the netvm's own hardware, so an agent that fails or dies leaves it closed.
@@ -20,7 +21,7 @@ from typing import Any, NamedTuple
 from cloison.wire.errors import RemoteProtocolError
 from cloison.wire.fields import Check, boolean, integer, text
 
-NETWORK, DOWNLINKS, RULES = "network", "downlinks", "rules"
+NETWORK, DOWNLINKS, RULES, COUNTERS = "network", "downlinks", "rules", "counters"
 """The verbs."""
 MAX_LINKS = 256
 """Links of one netvm: more than it has places for."""

@@ -19,6 +19,7 @@ PROGRAMS = {
     "qvm-copy-to-vm": "copying",
     "qvm-create": "create",
     "qvm-features": "features",
+    "qvm-firewall": "firewall",
     "qvm-kill": "power",
     "qvm-ls": "ls",
     "qvm-move-to-vm": "copying",
