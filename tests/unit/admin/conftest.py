@@ -266,6 +266,7 @@ class FakeOwn:
 
     def trouble(self, name: QubeName) -> str:
         return ""
+
     async def rule_counters(self, name: QubeName) -> Mapping[str, Any]:
         return {"rules": {"0": [3, 180]}, "refused": 2, "spoofed": 1}
 
