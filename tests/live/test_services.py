@@ -112,6 +112,33 @@ def test_clocks_follow_the_computers(system: LiveSystem) -> None:
     assert ahead_s() < 3
 
 
+WATCH = """
+import asyncio, sys, time
+sys.path.insert(0, "/tmp")
+from wallclock import WallClock
+async def main():
+    clock = WallClock()
+    waiting = asyncio.create_task(clock.wait_jump())
+    await asyncio.sleep(0.2)
+    time.clock_settime(time.CLOCK_REALTIME, time.time() + 0.3)
+    await asyncio.sleep(0.2)
+    assert not waiting.done()
+    time.clock_settime(time.CLOCK_REALTIME, time.time() + 3600)
+    print(round(await asyncio.wait_for(waiting, 5)))
+asyncio.run(main())
+"""
+
+
+def test_the_watch_over_the_computers_clock_sees_a_jump(system: LiveSystem) -> None:
+    """In a qube, whose clock a test may set."""
+    from cloison.drivers import wallclock
+
+    source = Path(wallclock.__file__).read_bytes()
+    system.run(THERE, "sh", "-c", "cat > /tmp/wallclock.py", stdin=source)
+    assert system.run(THERE, "python3", "-", user="root", stdin=WATCH.encode()).stdout == b"3600\n"
+    system.cloison("clock", "sync")
+
+
 HOSTILE = r"""
 import json, subprocess, sys
 target = sys.argv[1]

@@ -92,7 +92,10 @@ class Errands:
             except CloisonError as error:
                 log.warning("%s did not go on after sleep: %s", name, error)
         self._asleep.clear()
-        await asyncio.gather(*(self._wake(name) for name in self._awake()))
+        awake = self._awake()
+        await asyncio.gather(*(self._wake(name) for name in awake))
+        if (clockvm := self._ledger.inventory.setting("clockvm")) in awake:
+            await self._in_one(QubeName(str(clockvm)), "qubes.SyncNtpClock", CLOCK_TIMEOUT_S)
 
     async def _wake(self, name: QubeName) -> None:
         await self.set_clock(name)

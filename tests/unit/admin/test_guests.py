@@ -116,9 +116,11 @@ async def test_sleep_is_told_to_every_qube_and_devices_are_stilled(house):
     assert house.running.power_state(WORK).value == "Running"
     work.answer = BackendFailed("silent")
     holder.ran.clear()
+    house.properties.set_setting("clockvm", "sys-usb")
     await house.ok("internal.SuspendPost")
     assert house.running.power_state(usb).value == "Running"
-    assert [ran[0] for ran in holder.ran] == ["qubes.SetDateTime", "qubes.SuspendPost", "qubes.SuspendPostAll"]
+    assert [ran[0] for ran in holder.ran] == ["qubes.SetDateTime", "qubes.SuspendPost", "qubes.SuspendPostAll",
+                                             "qubes.SyncNtpClock"]  # fmt: skip
     assert holder.ran[0][2].endswith(b"+00:00\n")
 
 
