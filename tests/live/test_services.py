@@ -194,7 +194,17 @@ WITHOUT_HARM = {
     "app: absent": 127,
     "app: path": 127,
 }
-REFUSED_BY_POLICY = ("date", "root shell", "shell", "menus", "resize", "post-install", "suspend", "own sleep")
+REFUSED_BY_POLICY = (
+    "date",
+    "root shell",
+    "shell",
+    "menus",
+    "resize",
+    "post-install",
+    "suspend",
+    "own sleep",
+    "exec: bad escape",
+)
 
 
 def test_payloads_that_mean_harm_change_nothing(system: LiveSystem) -> None:
