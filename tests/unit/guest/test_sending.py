@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -45,7 +46,7 @@ class Agent:
                 peer, _ = self._listener.accept()
             except OSError:
                 return
-            with peer:
+            with peer, contextlib.suppress(OSError):  # tools may go before they were told all
                 self._one(peer)
 
     def _one(self, peer: socket.socket) -> None:
