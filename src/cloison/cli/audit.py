@@ -202,8 +202,9 @@ def _label_styles(session: Session) -> dict[str, str]:
 def _cells(entry: Entry, styles: dict[str, str]) -> list[Cell]:
     from cloison.client.framing import printable
 
-    when = time.strftime("%m-%d %H:%M:%S", time.localtime(entry.time_ns / 1e9))
     fields = entry.fields
+    late = _number((fields or {}).get("at_ns"))  # it happened when nothing could be written
+    when = time.strftime("%m-%d %H:%M:%S", time.localtime((late or entry.time_ns) / 1e9))
     if fields is None:
         return [Cell(when, "2"), Cell("(erased)", "2"), Cell("-"), Cell("-"), Cell("-"), Cell("")]
     what = _what(fields)
@@ -251,6 +252,8 @@ def _detail(fields: dict[str, Any]) -> str:
             f"{fields.get('old', '')} → {fields.get('value', '')}" if "old" in fields else f"= {fields['value']}"
         )
     parts += [f"{name}={fields[name]}" for name in ("count", "refused", "until") if fields.get(name)]
+    if "at_ns" in fields:
+        parts.append("written late")
     if fields.get("reason") and fields.get("event") != "allowed":
         parts.append(str(fields["reason"]))
     return ", ".join(parts)

@@ -81,6 +81,12 @@ def test_the_table_is_for_people_and_shows_no_control_characters(
     assert "\x1b[31;1mdeny" in capsys.readouterr().out
 
 
+def test_what_was_written_late_is_shown_when_it_happened(log: LogBench, capsys: pytest.CaptureFixture[str]) -> None:
+    log.log.write({"kind": "qube", "event": "stopped", "qube": "vault", "at_ns": 86_400 * 10**9})
+    (line,) = shown(capsys, "-n", "1").splitlines()[1:]
+    assert line.startswith("01-0") and "written late" in line
+
+
 def test_verify_answers_with_its_exit_code(log: LogBench, capsys: pytest.CaptureFixture[str]) -> None:
     key = shown(capsys, "key").strip()
     assert "whole: records 1 to" in shown(capsys, "verify")
