@@ -246,7 +246,7 @@ def _detail(fields: dict[str, Any]) -> str:
         streams = (("in", "stdin_bytes"), ("out", "stdout_bytes"), ("err", "stderr_bytes"))
         parts += [f"{word} {human_bytes(int(count))}" for word, name in streams if (count := _number(fields.get(name)))]
     elif fields.get("rule"):
-        parts.append(str(fields["rule"]))
+        parts.append(str(fields["rule"]).rpartition("/")[2])
     if "value" in fields or "old" in fields:
         parts.append(
             f"{fields.get('old', '')} → {fields.get('value', '')}" if "old" in fields else f"= {fields['value']}"
