@@ -44,10 +44,10 @@ def COMMAND(session: Session, as_json: bool) -> None:
     """
     if as_json:
         asyncio.run(_JsonAgent(session).run())
-    elif is_interactive():
+    elif is_interactive() and os.environ.get("TERM", "dumb") != "dumb":
         asyncio.run(_TerminalAgent(session).run())
     else:
-        raise click.UsageError("nobody can answer here: run it in a terminal, or give --json")
+        raise click.UsageError("nobody can answer here: run it in a terminal that can move its cursor, or give --json")
 
 
 class _Agent:
@@ -164,7 +164,7 @@ class _TerminalAgent(_Agent):
     """A full screen: the question in view, its targets, what was refused lately."""
 
     def __init__(self, session: Session) -> None:
-        super().__init__(session, f"ask-agent on {os.ttyname(0)}")
+        super().__init__(session, f"ask-agent on {_terminal_name()}")
         self._palette = session.palette
         self._state = AskState(time.monotonic)
         self._keys = KeyReader()
@@ -236,13 +236,20 @@ class _TerminalAgent(_Agent):
             self._in_view = in_view
             termios.tcflush(0, termios.TCIFLUSH)  # it was not meant for this question
         size = os.get_terminal_size(1)
-        lines = draw(self._state, self._palette, size.columns, size.lines)
+        lines = draw(self._state, self._palette, size.columns or 80, size.lines or 24)
         lines += [""] * (len(self._shown) - len(lines))
         for row, line in enumerate(lines, 1):
             if row > len(self._shown) or self._shown[row - 1] != line:
                 sys.stdout.write(f"\x1b[{row};1H{line}\x1b[K")
         self._shown = lines
         sys.stdout.flush()
+
+
+def _terminal_name() -> str:
+    try:
+        return os.ttyname(0)
+    except OSError:  # a terminal of another namespace
+        return "a terminal"
 
 
 async def _until_first(*work: Coroutine[Any, Any, object]) -> None:
