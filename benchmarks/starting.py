@@ -31,6 +31,22 @@ def measure_disposable(bench: Bench) -> Iterator[Figure]:
     yield Figure("the same by the client library", Samples.of(call, "s"), plain, PLAIN_BOOT)
 
 
+def measure_preloaded(bench: Bench) -> Iterator[Figure]:
+    """The same with one disposable kept ready; the next one is asked for when another waits, paused."""
+    system, repeat = bench.system, bench.options.repeat
+    bench.tell("commands in disposables that are kept ready")
+    with system.open_stock(1):
+        whole = bench.times(lambda: system.cloison("run", "--dispvm", "--", "true"), repeat, between=system.wait_ready)
+        call = bench.times(lambda: system.call("@dispvm", command="true"), repeat, between=system.wait_ready)
+    boots = bench.plain
+    limit_s = 0.15 if bench.peer.host.accelerator.value == "kvm" else 0.8
+    ours, plain = Samples.of(whole, "s"), Samples.of(boots.to_answer_s, "s")
+    what = "preloaded disposable, `cloison run --dispvm -- true`"
+    yield Figure(f"{what}, whole process", ours, goal=at_most(limit_s, "s"))
+    yield Figure(what, ours, plain, PLAIN_BOOT, times_faster(40))
+    yield Figure("the same by the client library", Samples.of(call, "s"), plain, PLAIN_BOOT)
+
+
 def measure_app(bench: Bench) -> Iterator[Figure]:
     system, repeat = bench.system, bench.options.repeat
     bench.tell("starts of an app qube")

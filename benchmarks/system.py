@@ -26,6 +26,7 @@ TEMPLATE, DISPOSABLES = "debian-13", "bench-dvm"
 COMMAND_LIMIT_S = 1800
 """Building a template and its fork point on a slow machine; everything else is much shorter."""
 REMOVAL_LIMIT_S = 60
+PRELOAD = "preload-dispvm-max"
 POLICY = "bench.Sink * @anyvm @anyvm allow\nqubes.Filecopy * @anyvm @anyvm allow\n"
 HOME_PATH_BYTES = 40
 """Sockets' paths end at 107 bytes."""
@@ -100,6 +101,28 @@ class System:
     def family(self) -> list[Process]:
         """Everything that the daemon started and that still runs: fork server, relays, jails, QEMUs."""
         return find_family(self.daemon_pid) if _find_daemon(self) else []
+
+    @contextmanager
+    def open_stock(self, count: int) -> Iterator[None]:
+        """That many disposables are kept ready; none afterwards."""
+        self.cloison("features", DISPOSABLES, PRELOAD, str(count))
+        try:
+            self.wait_ready(count)
+            yield
+        finally:
+            self.cloison("features", DISPOSABLES, "--unset", PRELOAD)
+            self.wait_halted()
+
+    def wait_ready(self, count: int = 1) -> None:
+        """Return once that many disposables wait, paused, and no other is left."""
+        deadline = time.monotonic() + REMOVAL_LIMIT_S
+        while True:
+            there = [row for row in self.client.do(calls.list_qubes([])) if row["class"] == "DispVM"]
+            if len(there) == count and all(row["preloaded"] and row["state"] == "Paused" for row in there):
+                return
+            if time.monotonic() > deadline:
+                raise RuntimeError("no disposable was made ready in time")
+            time.sleep(0.1)
 
     def wait_halted(self) -> None:
         """Return once no machine runs and no disposable is left."""

@@ -81,6 +81,7 @@ def make_system(quickstart: Quickstart, mirror: str) -> None:
             as_disposable = ("--label", "red", "--disposable-template")
             quickstart.cloison("create", "--template", TEMPLATE, *as_disposable, DISPOSABLE_TEMPLATE)
             quickstart.cloison("system-prefs", "default_dispvm", DISPOSABLE_TEMPLATE)
+            quickstart.cloison("features", DISPOSABLE_TEMPLATE, "preload-dispvm-max", "1")
         for name, label, options in QUBES:
             if name not in qubes:
                 quickstart.cloison("create", "--template", TEMPLATE, "--label", label, *options, name)

@@ -50,10 +50,19 @@ def start_in_background(system: LiveSystem, qube: str, command: str) -> subproce
 
 
 def test_a_guest_that_powers_off_is_halted(system: LiveSystem, new_qube: Callable[..., str]) -> None:
+    from tests.live.conftest import wait_until
+
     qube = new_qube()
     system.cloison("start", qube)
     start_in_background(system, qube, "systemctl poweroff").wait(END_LIMIT_S)
-    wait_halted(system, qube)
+    seen: list[str] = []
+
+    def is_halted() -> bool:
+        seen.append(state_of(system, qube))
+        return seen[-1] == "halted"
+
+    wait_until(is_halted, END_LIMIT_S, f"{qube} to be halted")
+    assert "halting" in seen, "that it goes down is seen while it does"
 
 
 def test_a_guest_kernel_that_panics_is_noticed(system: LiveSystem, new_qube: Callable[..., str]) -> None:
