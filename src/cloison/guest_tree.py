@@ -61,6 +61,8 @@ _TOOLS = {
     "/etc/qubes-rpc/qubes.GpgImportKey": "gpgserver:serve_import",
     "/etc/qubes-rpc/qubes.PdfConvert": "rendering:serve",
     "/etc/qubes-rpc/qubes.SshAgent": "sshagent:serve",
+    "/etc/qubes-rpc/qubes.UpdatesProxy": "updatesproxy:serve",
+    "/usr/lib/cloison/update": "updating:update",
 }
 _TOOL_SCRIPT = """#!/usr/bin/python3 -IS
 import sys
@@ -87,6 +89,7 @@ _LINKS = {
     **{f"/etc/qubes-rpc/{service}": ARCHIVE for service in _BUILT_IN_SERVICES},
     "/usr/lib/systemd/system/multi-user.target.wants/cloison-agent.service": "../cloison-agent.service",
     "/usr/lib/systemd/system/sockets.target.wants/cloison-split-ssh.socket": "../cloison-split-ssh.socket",
+    "/usr/lib/systemd/system/sockets.target.wants/cloison-updates-proxy.socket": "../cloison-updates-proxy.socket",
 }
 _PROJECT = Path(__file__).resolve().parent
 _EPOCH = (1980, 1, 1, 0, 0, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import json
 import subprocess
 import threading
 import time
@@ -57,6 +58,12 @@ def wait_for_answer(system: LiveSystem, target: str = WORLD) -> None:
     deadline = time.monotonic() + ANSWER_LIMIT_S
     while not ping(system, target):
         assert time.monotonic() < deadline, f"{target} did not answer net-work within {ANSWER_LIMIT_S} s"
+
+
+def until_silent(system: LiveSystem, target: str = WORLD) -> None:
+    deadline = time.monotonic() + ANSWER_LIMIT_S
+    while ping(system, target):
+        assert time.monotonic() < deadline, f"{target} answered net-work for {ANSWER_LIMIT_S} s more"
 
 
 def cards(system: LiveSystem, qube: str) -> list[str]:
@@ -127,6 +134,59 @@ def test_a_killed_netvm_finds_its_clients_again_and_nothing_leaks_meanwhile(syst
 def test_cables_outlive_the_daemon(system: LiveSystem, chain: Peer) -> None:
     system.kill_daemon()
     system.cloison("list")
+    wait_for_answer(system)
+
+
+def test_rules_hold_at_once_are_counted_and_end_in_time(system: LiveSystem, chain: Peer) -> None:
+    wait_for_answer(system)
+    system.cloison("firewall", "add", "net-work", "drop", WORLD, "icmp", "--before", "0")
+    until_silent(system)
+    counted = json.loads(system.cloison("firewall", "list", "--counters", "--json", "net-work").stdout)
+    assert counted["rules"][0]["packets"] > 0 and counted["rules"][1]["action"] == "accept"
+    assert ping(system, "198.51.100.9"), "only that address is refused"
+    said = system.cloison("net", "check", "--proto", "icmp", "net-work", WORLD, expect=1).stdout
+    assert b"net-work -> net-wall: rule 0" in said
+    system.cloison("firewall", "remove", "net-work", "0")
+    wait_for_answer(system)
+    system.cloison("firewall", "add", "net-work", "drop", "expire=+8s", "--before", "0")
+    until_silent(system)
+    wait_for_answer(system)
+    system.cloison("firewall", "reset", "net-work")
+
+
+def test_the_netvms_own_rules_bind_its_clients_too(system: LiveSystem, chain: Peer) -> None:
+    system.cloison("firewall", "add", "net-wall", "drop", WORLD, "--before", "0")
+    until_silent(system)
+    system.cloison("firewall", "reset", "net-wall")
+    wait_for_answer(system)
+
+
+def test_spoofed_packets_stop_at_the_netvm(system: LiveSystem, chain: Peer) -> None:
+    program = (
+        "import socket, struct; s = socket.socket(17, 3); s.bind(('eth0', 0)); "
+        "own = open('/sys/class/net/eth0/address').read().strip(); m = lambda t: bytes.fromhex(t.replace(':', '')); "
+        "gate = open('/proc/net/arp').read().split()[-3]; "
+        "a = bytes([10, 137, 9, 9, 198, 51, 100, 77]); h = struct.pack('!BBHHHBBH8s', 69, 0, 28, 7, 0, 64, 17, 0, a); "
+        "c = sum(struct.unpack('!10H', h)); c = (c & 65535) + (c >> 16); c = ~((c & 65535) + (c >> 16)) & 65535; "
+        "p = h[:10] + struct.pack('!H', c) + h[12:] + struct.pack('!HHHH', 5, 9, 8, 0); "
+        "[s.send(m(gate) + m(own) + b'\\x08\\x00' + p) for _ in range(20)]; "
+        "[s.send(m(gate) + b'\\x02' * 6 + b'\\x08\\x00' + p) for _ in range(20)]"
+    )
+    system.run("net-work", "python3", "-c", program, user="root")
+    wait_for_answer(system)
+    assert not [1 for _, target in chain.packets() if target == "198.51.100.77"]
+    counted = json.loads(system.cloison("firewall", "list", "--counters", "--json", "net-work").stdout)
+    assert counted["spoofed"] >= 40
+
+
+def test_rules_that_cannot_be_loaded_close_the_cable_and_say_so(system: LiveSystem, chain: Peer) -> None:
+    system.run("net-wall", "mv", "/usr/sbin/nft", "/usr/sbin/nft.away", user="root")
+    system.cloison("firewall", "add", "net-work", "accept", "tcp", "80")
+    until_silent(system)
+    (row,) = system.json("list", "net-work")
+    assert "nft" in row["network_trouble"]
+    system.run("net-wall", "mv", "/usr/sbin/nft.away", "/usr/sbin/nft", user="root")
+    system.cloison("firewall", "reset", "net-work")
     wait_for_answer(system)
 
 

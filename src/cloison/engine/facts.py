@@ -10,7 +10,9 @@ from cloison.engine.start import Facts
 from cloison.model.classes import Klass
 from cloison.model.inventory import Inventory
 from cloison.model.names import QubeName
+from cloison.model.network import netvm_of
 from cloison.model.properties import properties_of
+from cloison.model.qube import Qube
 
 AGENT_FEATURE = "qrexec"
 """Set on templates whose guests carry our agent, found through the template chain."""
@@ -43,7 +45,8 @@ def facts_of(inventory: Inventory, name: QubeName) -> Facts:
         default_user=inventory.text(name, "default_user") or "user",
         agent_timeout_s=float(inventory.number(name, "qrexec_timeout")),
         shutdown_timeout_s=float(inventory.number(name, "shutdown_timeout")),
-        services={
+        services=_roles(inventory, qube)
+        | {
             key.removeprefix(SERVICE_PREFIX): bool(value)
             for key, value in features.items()
             if key.startswith(SERVICE_PREFIX)
@@ -58,3 +61,11 @@ def facts_of(inventory: Inventory, name: QubeName) -> Facts:
         auto_cleanup="auto_cleanup" in properties_of(qube.klass) and inventory.flag(name, "auto_cleanup"),
         prohibited=qube.features.get("prohibit-start", ""),
     )
+
+
+def _roles(inventory: Inventory, qube: Qube) -> dict[str, bool]:
+    """Services that a qube has by what it is, unless a feature says otherwise: a template gets its packages through the
+    updates proxy, and the end of a chain is one."""
+    roles = {"updates-proxy-setup": True} if qube.klass is Klass.TEMPLATE else {}
+    is_end = netvm_of(inventory, qube.name) is None and inventory.flag(qube.name, "provides_network")
+    return roles | ({"qubes-updates-proxy": True} if is_end else {})
