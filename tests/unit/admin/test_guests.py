@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 
+from cloison.daemon.guests import guest_handlers
 from cloison.engine.agent import ServiceResult
 from cloison.engine.announced import accept_apps, accept_features, accept_tools, accept_updates
 from cloison.engine.errands import Errands
@@ -13,6 +15,7 @@ from cloison.errors import BackendFailed, BadRequest
 from cloison.model.classes import Klass
 from cloison.model.names import QubeName
 from cloison.wire.appmenus import load_apps
+from cloison.wire.dates import parse_date
 
 DEB, WORK = QubeName("deb"), QubeName("work")
 HOSTILE = (
@@ -160,3 +163,45 @@ async def test_clocks_are_set_where_processors_run_and_after_a_pause(house):
     assert "qubes.PostInstall" in [ran[0] for ran in house.running.link(DEB).ran], "a template says what it can"
     following.cancel()
     await errands.close()
+
+
+def _call(service: str, source: str = "work", argument: str = ""):
+    from cloison.qrexec.ports import ServiceCall
+
+    return ServiceCall(QubeName(source), service, argument, "@default")
+
+
+async def test_the_time_is_the_clockvms_if_it_tells_it_properly(house):
+    handlers = guest_handlers(house.ledger, house.running)
+    far = b"2031-02-03T04:05:06,123456789+00:00\n"
+    assert len(await handlers["qubes.GetDate"](_call("qubes.GetDate"), b"")) == 26
+    house.properties.set_setting("clockvm", "dvm")
+    clockvm = QubeName("dvm")
+    assert (await handlers["qubes.GetDate"](_call("qubes.GetDate"), b""))[:4] != b"2031"
+    await house.running.start(clockvm)
+    link = house.running.link(clockvm)
+    link.answer = ServiceResult(0, far, b"")
+    assert await handlers["qubes.GetDate"](_call("qubes.GetDate", argument="nanoseconds"), b"") == far
+    assert await handlers["qubes.GetDate"](_call("qubes.GetDate"), b"") == b"2031-02-03T04:05:06+00:00\n"
+    own = await handlers["qubes.GetDate"](_call("qubes.GetDate", source="dvm"), b"")
+    assert own[:4] != b"2031", "who is asked for the time is not told its own"
+    for answer in (ServiceResult(0, b"now\x1b[m", b""), ServiceResult(0, b"x" * 65536, b""), BackendFailed("silent")):
+        link.answer = answer
+        assert len(await handlers["qubes.GetDate"](_call("qubes.GetDate"), b"")) == 26
+    with pytest.raises(BadRequest):
+        await handlers["qubes.GetDate"](_call("qubes.GetDate", argument="-u"), b"")
+
+
+async def test_a_blurred_time_is_off_by_minutes_at_most(house):
+    handlers = guest_handlers(house.ledger, house.running)
+    told = {parse_date(await handlers["qubes.GetRandomizedTime"](_call("x"), b"")) / 1e9 for _ in range(20)}
+    assert len(told) > 3 and all(abs(seconds - time.time()) <= 182 for seconds in told)
+
+
+async def test_a_service_of_dom0_takes_no_argument_that_it_does_not_know(house):
+    handlers = guest_handlers(house.ledger, house.running)
+    for service in handlers:
+        with pytest.raises(BadRequest):
+            await handlers[service](_call(service, argument="x"), b"")
+    assert await handlers["qubes.FeaturesRequest"](_call("qubes.FeaturesRequest"), b"supported-rpc.a=1\n") == b""
+    assert house.ledger.inventory.qube(WORK).features == {"supported-rpc.a": "1"}
