@@ -310,7 +310,7 @@ def graph(
         output.write_text(text)
 
 
-def _store(session: Session) -> PolicyStore:
+def policy_store(session: Session) -> PolicyStore:
     from cloison.policy.store import PolicyStore
 
     where = Directories.choose(session, None, None, None)
@@ -326,7 +326,7 @@ def _store(session: Session) -> PolicyStore:
 @json_option
 def list_files(session: Session, include: bool, service: str | None, as_json: bool) -> None:
     """List the policy files."""
-    store = _store(session)
+    store = policy_store(session)
     names = store.list_files(include=include) if service is None else store.find_files_for(service)
     if as_json:
         session.show_json(names)
@@ -340,7 +340,7 @@ def list_files(session: Session, include: bool, service: str | None, as_json: bo
 @click.option("--with-token", is_flag=True, help="Print its token as the first line, for replace --token.")
 def get_file(session: Session, name: str, with_token: bool) -> None:
     """Print a policy file (NAME without ".policy", or include/NAME)."""
-    token, content = _store(session).get(name)
+    token, content = policy_store(session).get(name)
     if with_token:
         click.echo(token)
     sys.stdout.flush()
@@ -361,7 +361,7 @@ token_option = click.option(
 @token_option
 def replace_policy(session: Session, name: str, file: Path, token: str) -> None:
     """Put FILE (default: standard input) in place as policy file NAME; refused if the set would be broken."""
-    _store(session).replace(name, _read_input(file), token)
+    policy_store(session).replace(name, _read_input(file), token)
     _tell_daemon(session, f"{name} replaced")
 
 
@@ -370,7 +370,7 @@ def replace_policy(session: Session, name: str, file: Path, token: str) -> None:
 @token_option
 def remove_policy(session: Session, name: str, token: str) -> None:
     """Remove a policy file; refused if the set would be broken."""
-    _store(session).remove(name, token)
+    policy_store(session).remove(name, token)
     _tell_daemon(session, f"{name} removed")
 
 
@@ -380,7 +380,7 @@ def edit_policy(session: Session, name: str) -> None:
     """Edit a policy file with $VISUAL, $EDITOR or vi. What would break the policy does not get in place."""
     from cloison.policy.store import TOKEN_NEW, FileMissing, StoreError
 
-    store = _store(session)
+    store = policy_store(session)
     try:
         token, content = store.get(name)
     except FileMissing:

@@ -39,7 +39,7 @@ DISPID_REST_S = 7 * 24 * 3600
 """How long the number of a used disposable is not given again: its addresses may linger in logs and firewalls."""
 ROLE_TAGS = {"guivm": "guivm-", "audiovm": "audiovm-"}
 NAMED_IN_TAGS = ("created-by-", "disp-created-by-", "guivm-", "audiovm-")
-NOT_CLONED = frozenset({"template", "installed_by_rpm", "dispid", "backup_timestamp"})
+NOT_CLONED = frozenset({"template", "installed_by_rpm", "prevent_remove", "dispid", "backup_timestamp"})
 
 
 @dataclass(frozen=True)
@@ -338,7 +338,7 @@ class Qubes:
             raise BadRequest(f"{name} cannot be renamed")
         if inventory.find(new) is not None or new in self._coming:
             raise QubeExists(f"a qube named {new} exists")
-        self._refuse_rpm(inventory, name)
+        self._refuse_protected(inventory, name)
         async with self.leaving(name), self._seats.halted(name):
             self._share(name, new)
             with self._ledger.change() as records:
@@ -359,15 +359,17 @@ class Qubes:
     def _check_unused(self, inventory: Inventory, name: QubeName) -> None:
         if name == DOM0:
             raise QubeInUse("dom0 cannot be removed")
-        self._refuse_rpm(inventory, name)
+        self._refuse_protected(inventory, name)
         references = [ref for ref in inventory.references(name) if not _is_preloaded(inventory, ref)]
         if references:
             users = ", ".join(f"{ref.by} of {ref.user or 'the system'}" for ref in references)
             raise QubeInUse(f"{name} cannot be removed: it is {users}", hint="change those first")
 
-    def _refuse_rpm(self, inventory: Inventory, name: QubeName) -> None:
+    def _refuse_protected(self, inventory: Inventory, name: QubeName) -> None:
         if "installed_by_rpm" in properties_of(inventory.qube(name).klass) and inventory.flag(name, "installed_by_rpm"):
             raise QubeInUse(f"{name} belongs to a package", hint="set its property installed_by_rpm to False")
+        if "prevent_remove" in properties_of(inventory.qube(name).klass) and inventory.flag(name, "prevent_remove"):
+            raise QubeInUse(f"{name} is protected", hint=f"`cloison prefs {name} prevent_remove False` allows it")
 
     async def forget(self, name: QubeName) -> None:
         """Remove a qube that is known to be halted (its seat is held) and that nothing names.

@@ -162,6 +162,7 @@ QUBE_PROPERTIES: Mapping[str, Property] = _tables(
     _row("backup_timestamp", INT, Q, "When this qube was last backed up, in seconds since 1970.",
          parse=values.optional(values.parse_natural), unit="s"),
     _row("installed_by_rpm", BOOL, Q, "Whether a package owns this qube; such a qube cannot be removed.", False),
+    _row("prevent_remove", BOOL, Q, "Refuse to remove this qube.", False),
     _computed("updateable", BOOL, frozenset({D}) | Q, "Whether updates are installed in this qube itself.",
               lambda _i, q: not q.klass.has_template),
     # other qubes that serve it

@@ -28,7 +28,7 @@ include_in_backups all bool rw | backup_timestamp Q int rw | installed_by_rpm Q 
 default_dispvm DQ vm rw | management_dispvm Q vm rw | guivm Q vm rw | audiovm Q vm rw | keyboard_layout DQ str rw
 devices_denied Q str rw | stubdom_mem Q int rw | xid Q int ro | stubdom_xid Q int ro | stubdom_uuid Q str ro
 start_time Q str ro | relayvm R vm rw | transport_rpc R str rw | remote_name R str rw
-start_mode Q str rw | share_memory Q bool rw | audit QR str rw
+start_mode Q str rw | share_memory Q bool rw | audit QR str rw | prevent_remove Q bool rw
 """
 """Names, classes, types and modes as the notes on the Admin API list them (section 5), and ours."""
 LETTERS = {
