@@ -9,6 +9,7 @@ import ipaddress
 import os
 import re
 import stat
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -16,6 +17,8 @@ SERVICE_PATH = ("/run/qubes-rpc", "/usr/local/etc/qubes-rpc", "/etc/qubes-rpc")
 CONFIG_PATH = ("/run/qubes/rpc-config", "/usr/local/etc/qubes/rpc-config", "/etc/qubes/rpc-config")
 MAX_FILE_NAME = 255
 TROUBLE, REFUSED, NOT_FOUND = 125, 126, 127
+SETTLED_NS = 100_000_000
+"""A directory that changed less than this ago may change again without a newer time (clocks of file systems tick)."""
 
 
 class LookupProblem(Exception):
@@ -69,6 +72,8 @@ def _find_file(service: str, directories: tuple[str, ...]) -> tuple[str, os.stat
         if len(wanted) > MAX_FILE_NAME:
             continue
         for directory in directories:
+            if wanted not in _names_in(directory):
+                continue
             path = f"{directory}/{wanted}"
             try:
                 found = os.lstat(path)
@@ -80,6 +85,30 @@ def _find_file(service: str, directories: tuple[str, ...]) -> tuple[str, os.stat
                 raise LookupProblem(f"{path}: {error.strerror}") from None
             return path, found
     return None
+
+
+_listings: dict[str, tuple[tuple[int, int, int], frozenset[str]]] = {}
+"""Per directory: which directory it was when, and what was in it. Absent names cost most of a lookup otherwise."""
+
+
+def _names_in(directory: str) -> frozenset[str]:
+    """The names in a directory, as long as it has not changed; none if there is no such directory."""
+    if not os.access(directory, os.F_OK):
+        return frozenset()
+    try:
+        status = os.stat(directory)
+        key = status.st_dev, status.st_ino, status.st_mtime_ns
+        known = _listings.get(directory)
+        if known is not None and known[0] == key:
+            return known[1]
+        names = frozenset(os.listdir(directory))
+    except (FileNotFoundError, NotADirectoryError):
+        return frozenset()
+    except OSError as error:
+        raise LookupProblem(f"{directory}: {error.strerror}") from None
+    if time.time_ns() - status.st_mtime_ns > SETTLED_NS:
+        _listings[directory] = key, names
+    return names
 
 
 def _is_tcp_link(path: str) -> bool:

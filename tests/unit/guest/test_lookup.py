@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cloison_agent import lookup
 from cloison_agent.lookup import (
     LookupProblem,
     Program,
@@ -158,3 +159,29 @@ def test_one_configuration_file_is_used_without_merging(directories: tuple[Path,
     assert find_config("s+x") == ServiceConfig(force_user="root")
     assert find_config("s+y") == ServiceConfig(wait_for_session=True)
     assert find_config("other") == ServiceConfig()
+
+
+def test_directories_are_looked_at_again_when_they_changed(
+    directories: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lookup, "SETTLED_NS", 0)
+    later = make_program(directories[1] / "a.Service")
+    assert find_service("a.Service+x") == Program(later)
+    first = make_program(directories[0] / "a.Service")
+    assert find_service("a.Service+x") == Program(first)
+    os.rename(directories[0], directories[0].with_name("aside"))
+    assert find_service("a.Service+x") == Program(later)
+    directories[0].mkdir()
+    special = make_program(directories[0] / "a.Service+x")
+    assert find_service("a.Service+x") == Program(special)
+    os.unlink(special)
+    assert find_service("a.Service+x") == Program(later)
+
+
+def test_a_directory_that_just_changed_is_not_remembered(directories: tuple[Path, Path]) -> None:
+    names = [make_program(directories[0] / f"s{number}") for number in range(50)]
+    for number, path in enumerate(names):
+        assert find_service(f"s{number}+") == Program(path)
+        os.unlink(path)
+        with pytest.raises(LookupProblem):
+            find_service(f"s{number}+")
