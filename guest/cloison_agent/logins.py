@@ -138,7 +138,7 @@ def _holding_task(user: User) -> Task:
     root = users.find_user("root")
     if os.getuid() != 0 or root is None:
         return Task(user, environment, argv=_HOLD)
-    starter = replace(root, home=user.home)
+    starter = replace(root, home="/")  # it stays: what is mounted on homes later must not find them in use
     return Task(starter, environment, argv=[RUNUSER, "-u", user.name, "--", *_HOLD])
 
 
