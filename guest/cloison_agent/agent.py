@@ -320,7 +320,7 @@ def _plan_task(request: Open, user: User, command: str, program: str, login: Log
     """What to start for the call; LookupProblem if that cannot be."""
     if login is None:
         raise LookupProblem(f"{user.name} may not log in")
-    environment = {key: value for key, value in login.environment.items() if not key.startswith("QREXEC")}
+    environment = dict(login.environment)
     if request.tty is not None:
         environment["TERM"] = request.tty.term
     environment["QREXEC_AGENT_PID"] = str(os.getpid())

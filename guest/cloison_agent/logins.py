@@ -145,7 +145,7 @@ def _holding_task(user: User) -> Task:
 def parse_login(untrusted_output: bytes) -> Login | None:
     """What the holder printed; None if that is not a login's environment."""
     pairs = (item.partition("=") for item in untrusted_output.decode("utf-8", "surrogateescape").split("\0")[1:])
-    environment = {key: value for key, sign, value in pairs if sign and key}
+    environment = {key: value for key, sign, value in pairs if sign and key and not key.startswith("QREXEC")}
     pid, mask = environment.pop("CLOISON_PID", ""), environment.pop("CLOISON_UMASK", "")
     for shells_own in ("_", "PWD", "OLDPWD", "SHLVL"):
         environment.pop(shells_own, None)

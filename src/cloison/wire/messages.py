@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
 from cloison.wire.errors import LocalProtocolError, RemoteProtocolError
@@ -28,6 +29,8 @@ from cloison.wire.fields import (
 from cloison.wire.frames import LENGTHS, MAX_REASON, WINDOW, Kind, Stream
 
 VERSION = 1
+REMEMBERED_BYTES = 512
+"""The same short OPEN comes again and again, and reading JSON costs an emulated guest as much as ten system calls."""
 
 
 class Hello(NamedTuple):
@@ -272,10 +275,18 @@ def _parse_notice(_: int, payload: bytes | memoryview) -> Notice:
 
 
 def _parse_open(session: int, payload: bytes | memoryview) -> Open:
+    parse = _remember_open if len(payload) <= REMEMBERED_BYTES else _open_of
+    return Open(session, *parse(bytes(payload))[1:])
+
+
+def _open_of(payload: bytes) -> Open:
     fields = _with_tty(parse_fields(payload, _OPEN, _NONE))
     if bool(fields.get("service")) == bool(fields.get("command")):
         raise RemoteProtocolError("OPEN needs a service or a command")
-    return Open(session, **fields)
+    return Open(0, **fields)
+
+
+_remember_open = lru_cache(maxsize=32)(_open_of)
 
 
 def _parse_call(session: int, payload: bytes | memoryview) -> Call:
