@@ -1,7 +1,7 @@
 """Sessions of this qube's users: what a login gives (environment, limits, umask), once for all calls of a user.
 
 qrexec opens a PAM session and reads the user's profile in every call; under emulation that costs more than the call.
-Here each user gets one session, opened by ``runuser`` (so PAM's account and session modules run) and held open by a
+Here each user gets one session, opened by ``runuser`` (so PAM's session modules run) and held open by a
 program that sleeps; what it got is given to every call of that user. A call waits for the session of its user, and
 fails if PAM refuses it. When a profile has changed, a new session is opened beside the next call, which reads the
 profile itself.

@@ -21,7 +21,7 @@ HERE, THERE = "calls-here", "calls-there"
 POLICY = f"""
 t.Root     *  {HERE}  {THERE}  allow  user=root
 t.Nobody   *  {HERE}  {THERE}  allow  user=no-such-user
-t.Expired  *  {HERE}  {THERE}  allow  user=expired
+t.Barred   *  {HERE}  {THERE}  allow  user=barred
 t.Refused  *  {HERE}  {THERE}  deny
 qubes.ConnectTCP  *  {HERE}  {THERE}  allow
 qubes.ConnectTCP  *  {HERE}  @default  allow  target={THERE}
@@ -40,7 +40,7 @@ echo 'echo "empty argument, $# words"' | service $etc/t.Where+
 echo 'exit $1' | service $etc/t.Exit
 echo 'kill -$1 $$' | service $etc/t.Kill
 echo 'id -un; umask; ulimit -n; echo $FROM_PAM' | service $etc/t.Who
-for name in Root Nobody Expired Forced Refused; do cp $etc/t.Who $etc/t.$name; done
+for name in Root Nobody Barred Forced Refused; do cp $etc/t.Who $etc/t.$name; done
 echo 'env | grep -a "^QREXEC_[RS]" | grep -v SERVICE_PATH | sort
 echo "$# $1"; pwd; echo "$HOME $USER"' | service $etc/t.Env
 echo 'echo out; echo err >&2' | service $etc/t.Err
@@ -62,7 +62,7 @@ echo "force-user = 'root'" > $config/t.Forced
 echo "skip-service-descriptor = true" > $config/t.Bare
 printf "skip-service-descriptor = true\nexit-on-client-eof = true\n" > $config/t.ClientEnd
 printf "skip-service-descriptor = true\nexit-on-service-eof = true\n" > $config/t.ServiceEnd
-useradd -m -e 1970-01-02 expired
+useradd -m barred; sed -i '1i session requisite pam_succeed_if.so quiet user != barred' /etc/pam.d/runuser
 echo 'user soft nofile 777' > /etc/security/limits.d/test.conf; echo FROM_PAM=yes >> /etc/environment
 cat > /root/sockets.py <<'X'
 import os, socket, threading, time
@@ -130,7 +130,7 @@ TABLE: dict[str, Row] = {
     "refused": ("t.Refused", "", 126, "", "Request refused"),
     "another source's name": ("--source-qube=work t.Who", "", 126, "", "Request refused"),
     "no such user": ("t.Nobody", "", 125, "", "no user"),
-    "a user whom PAM refuses": ("t.Expired", "", 125, "", "may not log in"),
+    "a user whom PAM refuses": ("t.Barred", "", 125, "", "may not log in"),
     # Who and where.
     "the default user, with PAM's limits and environment": ("t.Who", "", 0, USER, ""),
     "policy's user": ("t.Root", "", 0, None, ""),
