@@ -1,6 +1,7 @@
 """The least that can serve calls in a guest: the peer. Runs there as root, given its port and a stream's bytes."""
 
 import os
+import select
 import subprocess
 import sys
 
@@ -25,8 +26,11 @@ while True:
     elif request == b"sink\n":  # the other direction: nobody in the guest wants what comes
         os.write(port, b"go\n")
         pages, left = [bytearray(4096) for _ in range(64)], int(sys.argv[2])
+        os.set_blocking(port, False)  # a blocking readv would wait until the last of its pages is full
         while left > 0:
+            select.select([port], [], [])
             left -= os.readv(port, pages)
+        os.set_blocking(port, True)
         os.write(port, b"done\n")
     elif request.startswith(b"files "):  # tar of a directory
         tar = ["/usr/bin/tar", "-C", request[6:].decode().strip(), "-cf", "-", "."]
