@@ -61,6 +61,10 @@ class Firewall:
 
     # -- what dom0 asks
 
+    def closed(self) -> list[str]:
+        """Links whose rules are not in force."""
+        return [name for name, client in self._clients.items() if not client.is_loaded]
+
     def apply_links(self, downlinks: Downlinks, then: Then) -> None:
         """These links and no others; those that are new stay closed until their rules come."""
         self._queue(lambda: self._apply_links(downlinks, then))

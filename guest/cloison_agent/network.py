@@ -62,7 +62,8 @@ class Network:
         return self._firewall
 
     def connect(self, agent: Agent, fields: Mapping[str, Any], answer: Answer) -> None:
-        """``downlinks``: closes whatever is not named, then answers when all cards are there or late (``missing``)."""
+        """``downlinks``: closes whatever is not named, then answers when all cards are there or late (``missing``);
+        ``closed`` are links that wait for their rules."""
         wanted = parse_downlinks(fields)
         gone = self.downlinks.keys() - {link.interface for link in wanted.links}
         self.downlinks = {link.interface: link for link in wanted.links}
@@ -75,7 +76,8 @@ class Network:
                 if (card := cards.get(link.mac)) is not None:
                     set_up_downlink(self.kernel(), card, link, wanted)
             _allow_forwarding(wanted)
-            answer(missing=" ".join(link.interface for link in wanted.links if link.mac not in cards))
+            missing = " ".join(link.interface for link in wanted.links if link.mac not in cards)
+            answer(missing=missing, closed=" ".join(self.firewall(agent).closed()))
 
         def filtered(error: str) -> None:
             if error:

@@ -35,12 +35,14 @@ class _Told:
 class Netvms:
     def __init__(
         self, system: System, inventory: Callable[[], Inventory], clients_at: Callable[[QubeName], frozenset[QubeName]],
-        rules_of: Callable[[Inventory, QubeName], str],
+        rules_of: Callable[[Inventory, QubeName], str], lost_rules: Callable[[QubeName], None],
     ) -> None:  # fmt: skip
+        """``lost_rules`` is told of clients whose rules an agent does not have (its process began anew)."""
         self._system = system
         self._inventory = inventory
         self._clients_at = clients_at
         self._rules_of = rules_of
+        self._lost_rules = lost_rules
         self._told: dict[QubeName, _Told] = {}
 
     def set_resolvers(self, name: QubeName, resolvers: tuple[str, ...]) -> None:
@@ -106,3 +108,7 @@ class Netvms:
             answer = await netvm.link.control(DOWNLINKS, downlinks_fields(downlinks), timeout_s=AGENT_TIMEOUT_S)
             told.missing = frozenset(str(answer.get("missing", "")).split())
             told.done = round_
+            closed = frozenset(str(answer.get("closed", "")).split())
+            for link in downlinks.links:
+                if link.interface in closed:
+                    self._lost_rules(QubeName(link.client))

@@ -92,7 +92,7 @@ class Network:
         self._cables: dict[QubeName, Cable] = {}
         self._locks: dict[QubeName, asyncio.Lock] = {}
         self._trouble: dict[QubeName, str] = {}
-        self.netvms = Netvms(system, inventory, self.clients_at, rules_of)
+        self.netvms = Netvms(system, inventory, self.clients_at, rules_of, self._rules_lost)
 
     # -- looking
 
@@ -226,6 +226,11 @@ class Network:
                         self._begin(self._settle_quietly(each), f"cable of {each}")
 
     # -- inside
+
+    def _rules_lost(self, name: QubeName) -> None:
+        """A cable that is open needs its rules again; one that is not will get them before it opens."""
+        if (cable := self._cables.get(name)) is not None and cable.open:
+            self._begin(self._reload_quietly(name), f"rules of {name}")
 
     async def _reload_quietly(self, name: QubeName) -> None:
         try:

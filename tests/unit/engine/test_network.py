@@ -88,7 +88,7 @@ class Agent:
     def __init__(self) -> None:
         self.told: list[tuple[str, Mapping[str, Any]]] = []
         self.fail = ""
-        self.missing = ""
+        self.missing = self.closed = ""
         self.before_rules: Callable[[], None] = lambda: None
 
     async def control(self, verb: str, fields: Mapping[str, Any], *, timeout_s: float) -> Mapping[str, Any]:
@@ -98,7 +98,7 @@ class Agent:
             self.before_rules()
         if verb == self.fail:
             raise AgentFailed(f"no {verb} today")
-        return {"missing": self.missing} if verb == "downlinks" else {}
+        return {"missing": self.missing, "closed": self.closed} if verb == "downlinks" else {}
 
     def last(self, verb: str) -> Mapping[str, Any]:
         return [fields for told, fields in self.told if told == verb][-1]
@@ -292,6 +292,16 @@ async def test_new_rules_that_cannot_be_loaded_close_the_cable(bench: MakeBench,
             await it.network.reload_rules(QubeName("work"))
         assert not it.passes("work", "fw")
         assert it.passes("personal", "fw")
+
+
+async def test_an_agent_that_began_anew_gets_the_rules_of_its_open_cables_again(bench: MakeBench, facts: Facts) -> None:
+    async with a_world(bench, facts) as it:
+        await it.start("net", "fw", "work")
+        it.agents["fw"].closed = "vif4 vif5"
+        it.agents["fw"].told.clear()
+        await it.start("personal")
+        loaded = [fields["interface"] for verb, fields in it.agents["fw"].told if verb == "rules"]
+        assert sorted(loaded) == ["vif4", "vif5"]
 
 
 async def test_a_netvm_changes_while_both_run(bench: MakeBench, facts: Facts) -> None:
