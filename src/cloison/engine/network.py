@@ -271,6 +271,7 @@ class Network:
         elif exit is not None and exit.kind is not WayOut.NONE:
             if cable is None:
                 await self._lead_out(live, inventory, wish)
+            self.netvms.set_resolvers(name, self._ways_out.resolvers(exit))
         else:
             self.netvms.set_resolvers(name, ())
 
@@ -331,7 +332,6 @@ class Network:
         except BaseException:
             await asyncio.shield(self._cut(live, cable))
             raise
-        self.netvms.set_resolvers(name, opened.uplink.dns)
 
     async def _watch_exit(self, live: Live, cable: Cable) -> None:
         """A way out that ends while it is used is opened again."""

@@ -144,6 +144,9 @@ class Host:
         self.gone[link] = asyncio.Event()
         return OpenedExit(near, Uplink(mac, "10.139.2.2", "", "10.139.2.1", "", "", ("10.139.2.3",), 1500), link)
 
+    def resolvers(self, exit: Exit) -> tuple[str, ...]:
+        return ("10.139.2.3",)
+
     async def wait_gone(self, link: str) -> None:
         await self.gone[link].wait()
 
@@ -420,6 +423,7 @@ async def test_a_later_daemon_finds_the_cables_that_are_whole_and_mends_the_othe
         assert it.machines["work"].cards == whole
         assert it.passes("work", "fw") and it.passes("personal", "fw")
         assert it.machines["net"].cards["uplink"] == "passt1"
+        assert it.agents["net"].last("downlinks")["resolvers"] == ("10.139.2.3",)
 
 
 async def test_a_netvm_is_started_first_and_its_trouble_is_named(bench: MakeBench, facts: Facts) -> None:

@@ -31,6 +31,10 @@ class WaysOut(Protocol):
         """Open the way out of the qube ``name`` (which is not NONE). BackendFailed saying what is missing."""
         ...
 
+    def resolvers(self, exit: Exit) -> tuple[str, ...]:
+        """What the netvm at this way out asks for names."""
+        ...
+
     async def wait_gone(self, link: str) -> None:
         """Returns when the way out has ended; never, if that cannot be known."""
         ...

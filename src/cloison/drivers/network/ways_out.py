@@ -47,6 +47,10 @@ class HostWaysOut:
             case WayOut.NONE:
                 raise BadRequest(f"{name} has no way out: its uplink is none")
 
+    def resolvers(self, exit: Exit) -> tuple[str, ...]:
+        """See WaysOut.resolvers."""
+        return () if exit.kind is WayOut.NONE else (RESOLVER,)
+
     async def wait_gone(self, link: str) -> None:
         """See WaysOut.wait_gone. Nobody tells when the owner of a joined socket goes."""
         if (found := _PROCESS.fullmatch(link)) is None:
