@@ -21,6 +21,7 @@ from benchmarks.deciding import measure_policy
 from benchmarks.figures import Figure
 from benchmarks.listing import measure_list
 from benchmarks.memory import measure_memory
+from benchmarks.networking import measure_network
 from benchmarks.starting import measure_app, measure_disposable, measure_forks, measure_preloaded
 from cloison.errors import CloisonError
 
@@ -36,6 +37,7 @@ ROWS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
     "list": measure_list,
     "policy": measure_policy,
     "audit": measure_audit,
+    "network": measure_network,
 }
 """In the order of the table. ``forks`` measures the daemon's memory as well."""
 
@@ -54,9 +56,9 @@ ROWS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
 def main(rows: tuple[str, ...], quick: bool, as_json: bool, **counts: int | None) -> None:
     """Measure this machine against plain QEMU, in one run.
 
-    ROWS: disposable preloaded app call stream copy memory forks list policy audit. Without any: all. A system is made
-    for the run and removed afterwards; other systems on this machine are not touched, but what they do falsifies the
-    figures.
+    ROWS: disposable preloaded app call stream copy memory forks list policy audit network. Without any: all. A system
+    is made for the run and removed afterwards; other systems on this machine are not touched, but what they do
+    falsifies the figures.
     """
     console = Console(stderr=True, highlight=False)
     options = replace(QUICK if quick else Options(), **{k: v for k, v in counts.items() if v is not None})
