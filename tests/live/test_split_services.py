@@ -57,6 +57,17 @@ def test_a_document_and_a_picture_come_back_as_pixels(system: LiveSystem) -> Non
         """cat > report.pdf; qvm-convert-pdf --resolution 50 report.pdf; echo $?
         pdfinfo report.trusted.pdf | grep -E '^(Pages|Page size)'; pdftotext report.trusted.pdf - | tr -d '\\f' | wc -c
         pdftoppm -r 50 report.pdf | md5sum; pdfimages report.trusted.pdf page; md5sum - < page-000.ppm
+        python3 -c '
+import sys
+sys.path.insert(0, "/usr/lib/cloison/tools")
+from cloison_tools.pdfwriter import PdfWriter
+with open("two.pdf", "wb") as file:
+    writer = PdfWriter(file.write, 72)
+    for side in (30, 60):
+        writer.add_page(side, 2 * side, [bytes([side]) * (6 * side * side)])
+    writer.finish()'
+        qvm-convert-pdf --quiet -r 72 two.pdf; pdfimages two.trusted.pdf two; head -qn 2 two-00?.ppm | tr '\\n' ' '
+        echo; tail -c 1 two-001.ppm; echo; rm two*
         echo nonsense > broken.pdf; qvm-convert-pdf broken.pdf | tail -1; ls *.pdf .*part 2> /dev/null
         python3 -c 'from PIL import Image; Image.new("RGB", (40, 30), (255, 0, 0)).save("in.bmp")'
         qvm-convert-img in.bmp out.png; file out.png
@@ -66,7 +77,8 @@ def test_a_document_and_a_picture_come_back_as_pixels(system: LiveSystem) -> Non
     assert said[:2] == ["qvm-convert-pdf: report.pdf -> report.trusted.pdf (1 pages)", "0"], said
     assert said[2].split() == ["Pages:", "1"] and "596.16 x 842.4" in said[3] and said[4] == "0", said
     assert said[5] == said[6], "the pixels of the trusted document are not those of the untrusted one"
-    rest = said[7:]
+    assert said[7:9] == ["P6 30 60 P6 60 120 ", "<"], said  # 60 is "<"
+    rest = said[9:]
     assert "  it says: this is no PDF document that can be read" in rest
     names = [word for word in rest if word.endswith(".pdf") and ":" not in word]
     assert names == ["broken.pdf", "report.pdf", "report.trusted.pdf"], said
