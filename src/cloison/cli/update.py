@@ -140,6 +140,7 @@ def _one(session: Session, result: Result, *, was_halted: bool, check: bool) -> 
     """Update one qube; what was halted is halted again, as new if all went well and as it was if not."""
     name = result.name
     before = set(session.do(calls.volume_revisions(name, "root")))
+    forked = {row["qube"] for row in session.do(calls.forkpoint_list()) if row["template"] == name}
     try:
         _run(session, result, check=check)
     except BaseException:
@@ -151,6 +152,9 @@ def _one(session: Session, result: Result, *, was_halted: bool, check: bool) -> 
     elif was_halted:
         session.say(f"{name}: shutting down, so that its qubes start from what is new")
         shut_down(session, name, force=True, timeout_s=None, kill=False)
+        for qube in sorted(forked):
+            session.say(f"{name}: making the fork point of {qube} anew")
+            session.do(calls.forkpoint_make(qube))
     session.do(calls.feature_set(name, "updates-available", "1" if result.waiting else ""))
     now = time.strftime("%Y-%m-%d %H:%M:%S")
     session.do(calls.feature_set(name, "last-updates-check", now))

@@ -41,6 +41,8 @@ def test_a_halted_template_changes_only_if_all_went_well(
     class FakeSession:
         def do(self, call: Any, **_: Any) -> Any:
             done.append(call.what)
+            if "forkpoint.List" in call.method:
+                return [{"template": "debian-13", "qube": "work"}, {"template": "other", "qube": "web"}]
             return revisions.pop(0) if "ListSnapshots" in call.method else None
 
         def say(self, text: str) -> None: ...
@@ -59,6 +61,7 @@ def test_a_halted_template_changes_only_if_all_went_well(
         assert fails
     taken_back = "admin.vm.volume.Revert+root debian-13" in done and "admin.vm.Kill debian-13" in done
     assert taken_back == (not packages) and ("shut down debian-13" in done) == bool(packages)
+    assert [what for what in done if "forkpoint.Make" in what] == ["cloison.forkpoint.Make work"] * bool(packages)
     assert ("admin.vm.feature.Set+last-update debian-13" in done) == (not fails)
 
 
