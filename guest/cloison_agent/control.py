@@ -9,10 +9,11 @@ from typing import Any
 
 from cloison_agent import disks, udev, users
 from cloison_agent.agent import Agent, Answer, ControlVerb
-from cloison_agent.identity import apply_identity, papers, refresh_identity
+from cloison_agent.identity import apply_identity, apply_services, papers, refresh_identity
 from cloison_agent.launch import Task, start_task
 from cloison_agent.logins import LOGIN_SHELL
 from cloison_agent.network import network
+from cloison_agent.told import told
 
 QUIET_CHECK_S = 1.0
 QUIET_SHARE = 0.06
@@ -41,6 +42,14 @@ def _catch_up(has_disks: bool) -> None:
 def refresh(agent: Agent, fields: Mapping[str, Any], answer: Answer) -> None:
     """A qube that waited for its first use knows who it is, but not what time it is."""
     refresh_identity(fields)
+    answer()
+
+
+def tell(agent: Agent, fields: Mapping[str, Any], answer: Answer) -> None:
+    """Features that were changed while the qube runs: all of ``services`` and ``vm_config`` as they are now."""
+    gone = dict.fromkeys(told.services(), False)
+    told.remember(fields)
+    apply_services({**gone, **(fields.get("services") or {})})
     answer()
 
 
@@ -111,4 +120,5 @@ VERBS: dict[str, ControlVerb] = {
     "resize": grow_root,
     "rules": network.load_rules,
     "shutdown": shutdown,
+    "tell": tell,
 }

@@ -25,6 +25,7 @@ RW = "/rw"
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
 RC_LOCAL = "/rw/config/rc.local"
 PAPERS = "/run/cloison"
+SERVICES = "/run/qubes-service"
 BIND_DIRS_CONFIG = ("/usr/lib/qubes-bind-dirs.d", "/etc/qubes-bind-dirs.d", "/rw/config/qubes-bind-dirs.d")
 KEEPS_ROOT = frozenset({"TemplateVM", "StandaloneVM"})
 """Classes whose root volume is kept: /usr/local, bind-dirs and the files that say who we are stay on it."""
@@ -61,7 +62,7 @@ class Papers:
             self._random = os.open("/dev/urandom", os.O_WRONLY | os.O_CLOEXEC)
         told.prepare()
         _remove_host_keys()
-        os.makedirs("/run/qubes-service", exist_ok=True)
+        os.makedirs(SERVICES, exist_ok=True)
         os.makedirs(f"{RW}/config", exist_ok=True)
         if user := users.find_user(users.DEFAULT_USER):
             _make_runtime_directory(user.uid, user.gid)
@@ -131,7 +132,7 @@ def apply_identity(fields: Mapping[str, Any]) -> dict[str, int]:
     _apply_names(fields)
     done("names")
     told.remember(fields)
-    _apply_services(fields.get("services") or {})
+    apply_services(fields.get("services") or {})
     if fields.get("timezone"):
         _apply_timezone(str(fields["timezone"]))
     done("services")
@@ -177,12 +178,18 @@ def _remove_host_keys() -> None:
             os.unlink(f"/etc/ssh/{name}")
 
 
-def _apply_services(services: Mapping[str, Any]) -> None:
+def apply_services(services: Mapping[str, Any]) -> None:
+    """A file for each service that is switched on, and none for one that is off; others' files are left alone."""
     if services:
-        os.makedirs("/run/qubes-service", exist_ok=True)
+        os.makedirs(SERVICES, exist_ok=True)
     for name, wanted in services.items():
-        if "/" not in name and not name.startswith(".") and wanted:
-            _put(f"/run/qubes-service/{name}", "")
+        if "/" in name or name.startswith("."):
+            continue
+        if wanted:
+            _put(f"{SERVICES}/{name}", "")
+        else:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(f"{SERVICES}/{name}")
 
 
 def _apply_timezone(name: str) -> None:

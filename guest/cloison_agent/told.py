@@ -34,5 +34,10 @@ class Told:
         os.pwrite(self._fd, content, 0)
         os.ftruncate(self._fd, len(content))
 
+    def services(self) -> Mapping[str, Any]:
+        """As they were told last."""
+        found = self._known.get("services")
+        return found if isinstance(found, dict) else {}
+
 
 told = Told()

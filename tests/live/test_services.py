@@ -52,6 +52,11 @@ def test_a_qube_reads_what_it_was_told(system: LiveSystem) -> None:
         qubesdb-multiread /qubes-service/; qubesdb-read /absent; echo $?"""
     expected = ["cups", THERE, "AppVM", "debian-13", "blue", "cups = 1", "off = 0", "1"]
     assert shell(system, THERE, script).splitlines() == expected
+    system.cloison("features", THERE, "service.cups", "")
+    system.cloison("features", THERE, "service.late", "1")
+    system.cloison("features", THERE, "vm-config.colour", "red")
+    told = '[ -e /run/qubes-service/late ] && [ "$(qubesdb-read /vm-config/colour)" = red ]'
+    assert shell(system, THERE, f"until {told}; do sleep 0.1; done; ls /run/qubes-service") == "late"
 
 
 def test_files_of_the_host_arrive_and_are_never_overwritten(system: LiveSystem, tmp_path: Path) -> None:

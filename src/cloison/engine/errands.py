@@ -13,7 +13,8 @@ from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Protocol
 
 from cloison.engine.agent import AgentLink
-from cloison.engine.events import QubeStarted, QubeUnpaused
+from cloison.engine.events import FeatureRemoved, FeatureSet, QubeStarted, QubeUnpaused
+from cloison.engine.facts import CONFIG_PREFIX, SERVICE_PREFIX, facts_of
 from cloison.engine.inventory import Ledger
 from cloison.errors import CloisonError
 from cloison.model.names import QubeName
@@ -119,15 +120,34 @@ class Errands:
     # -- starts
 
     async def follow(self) -> None:
-        """For as long as the daemon runs: templates that have started say what they can; who was paused gets the
-        time."""
+        """For as long as the daemon runs: templates that have started say what they can, who was paused gets the
+        time, and features that guests read reach them."""
         async for event in self._ledger.bus.subscribe():
             if isinstance(event, QubeUnpaused):
                 self._begin(self.set_clock(event.qube), f"clock of {event.qube}")
+            elif isinstance(event, FeatureSet | FeatureRemoved):
+                if event.feature.startswith((SERVICE_PREFIX, CONFIG_PREFIX)):
+                    self._tell_features(event.qube)
             elif isinstance(event, QubeStarted):
                 qube = self._ledger.inventory.find(event.qube)
                 if qube is not None and qube.klass.keeps_root:
                     self._begin(self._post_install(event.qube), f"post-install of {event.qube}")
+
+    def _tell_features(self, holder: QubeName) -> None:
+        """A feature that guests are told of was changed: it reaches the running qubes that have or inherit it."""
+        for name in self._awake():
+            qube = self._ledger.inventory.find(name)
+            chain = self._ledger.inventory.chain(name, "template") if qube is not None else ()
+            if holder in (member.name for member in chain):
+                self._begin(self._tell_one(name), f"features of {name}")
+
+    async def _tell_one(self, name: QubeName) -> None:
+        try:
+            facts = facts_of(self._ledger.inventory, name)
+            fields = {"services": dict(facts.services), "vm_config": dict(facts.vm_config)}
+            await self._guests.link(name).control("tell", fields, timeout_s=CLOCK_TIMEOUT_S)
+        except CloisonError as error:
+            log.warning("%s was not told of its changed features: %s", name, error)
 
     async def _post_install(self, name: QubeName) -> None:
         await self._in_one(name, "qubes.PostInstall", POST_INSTALL_TIMEOUT_S)

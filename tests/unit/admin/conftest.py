@@ -107,6 +107,7 @@ class FakeLink:
 
     def __init__(self) -> None:
         self.ran: list[tuple[str, str, bytes]] = []
+        self.told: list[tuple[str, Mapping[str, Any]]] = []
         self.answer: ServiceResult | BackendFailed = ServiceResult(0, b"", b"")
 
     async def run_service(
@@ -118,6 +119,7 @@ class FakeLink:
         return self.answer
 
     async def control(self, verb: str, fields: Mapping[str, Any], *, timeout_s: float) -> Mapping[str, Any]:
+        self.told.append((verb, fields))
         return {}
 
     async def wait_closed(self) -> None: ...

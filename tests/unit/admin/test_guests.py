@@ -205,3 +205,31 @@ async def test_a_service_of_dom0_takes_no_argument_that_it_does_not_know(house):
             await handlers[service](_call(service, argument="x"), b"")
     assert await handlers["qubes.FeaturesRequest"](_call("qubes.FeaturesRequest"), b"supported-rpc.a=1\n") == b""
     assert house.ledger.inventory.qube(WORK).features == {"supported-rpc.a": "1"}
+
+
+async def test_features_that_guests_read_reach_those_who_have_or_inherit_them(house):
+    errands = Errands(house.running, house.ledger)
+    following = asyncio.create_task(errands.follow())
+    await house.running.start(WORK)
+    await house.running.start(QubeName("dvm"))
+    await asyncio.sleep(0)
+
+    async def settled() -> list:
+        for _ in range(20):
+            await asyncio.sleep(0)
+        told = [fields for verb, fields in house.running.link(WORK).told if verb == "tell"]
+        house.running.link(WORK).told.clear()
+        return told
+
+    await house.ok("admin.vm.feature.Set", "deb", "service.cups", "1")
+    assert await settled() == [{"services": {"cups": True}, "vm_config": {}}]
+    await house.ok("admin.vm.feature.Set", "work", "service.cups", "")
+    await house.ok("admin.vm.feature.Set", "work", "vm-config.x", "y")
+    assert (await settled())[-1] == {"services": {"cups": False}, "vm_config": {"x": "y"}}
+    await house.ok("admin.vm.feature.Set", "dvm", "service.other", "1")
+    await house.ok("admin.vm.feature.Set", "work", "internal", "1")
+    assert await settled() == []
+    await house.ok("admin.vm.feature.Remove", "work", "service.cups")
+    assert await settled() == [{"services": {"cups": True}, "vm_config": {"x": "y"}}]
+    following.cancel()
+    await errands.close()
