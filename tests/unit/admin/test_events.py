@@ -15,7 +15,8 @@ SAMPLES = {
     "tag": "t", "start_id": "guid", "memory_mib": 400, "reason": "why", "force": True, "client": "mail",
     "volume": "private", "size_bytes": 7, "success": True, "source": "a:b", "devclass": "block", "device": "b:p:i",
     "options": "{}", "revision": "r1", "is_consequence": False,
-    "kind": "denied", "service": "qubes.Gpg", "target": "vault", "calls": 3,
+    "kind": "denied", "service": "qubes.Gpg", "target": "vault", "calls": 3, "disposable": "disp1",
+    "delay_s": 0.5,
 }  # fmt: skip
 ONLY_OURS = {e.Event, e.QubeEvent, e.DeviceEvent, e.QubeFilesRemoved, e.SubscriptionDropped}
 """Roots, and what clients of Qubes are never told."""
@@ -61,6 +62,8 @@ NAMES = {
     e.DeviceAssigned: ["device-assign:block"],
     e.DeviceUnassigned: ["device-unassign:block"],
     e.DeviceAssignmentChanged: ["device-assignment-changed:block"],
+    e.PreloadBegun: ["domain-preload-dispvm-start"],
+    e.PreloadUsed: ["domain-preload-dispvm-used"],
     e.TemplateCommitted: ["cloison-template-committed"],
     e.CallNoticed: ["cloison-call-denied"],
     e.AuditLost: ["cloison-audit-lost"],
