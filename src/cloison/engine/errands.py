@@ -124,6 +124,9 @@ class Errands:
         time, and features that guests read reach them."""
         async for event in self._ledger.bus.subscribe():
             if isinstance(event, QubeUnpaused):
+                qube = self._ledger.inventory.find(event.qube)
+                if qube is None or qube.is_preloaded:
+                    continue  # whoever takes it tells it the time, and must not wait for us
                 self._begin(self.set_clock(event.qube), f"clock of {event.qube}")
             elif isinstance(event, FeatureSet | FeatureRemoved):
                 if event.feature.startswith((SERVICE_PREFIX, CONFIG_PREFIX)):
