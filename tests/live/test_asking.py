@@ -151,6 +151,22 @@ def test_questions(system: LiveSystem, agent: Agent) -> None:
     assert call.result() == (REFUSED, ""), "who could have answered is gone"
 
 
+def test_a_file_goes_where_the_user_says(system: LiveSystem, agent: Agent) -> None:
+    """With the default rules: the caller names no target, and any qube may be chosen."""
+    copying = system.start("run", HERE, "--", "sh", "-c", "echo for you > /tmp/note; qvm-copy /tmp/note")
+    prompt = agent.hear("prompt")
+    assert (prompt["words"], prompt["requested_target"], prompt["default_target"]) == (
+        "copy files to {}",
+        "@default",
+        None,
+    )
+    offered = {face["name"] for face in prompt["targets"]}
+    assert {THERE, "@dispvm:default-dvm"} <= offered and not {HERE, "dom0"} & offered
+    agent.allow(prompt)
+    assert copying.wait(timeout=60) == 0
+    assert system.run(THERE, "cat", f"QubesIncoming/{HERE}/note").stdout == b"for you\n"
+
+
 def test_the_daemon_dies_with_an_open_question(system: LiveSystem, agent: Agent) -> None:
     call = Calling(system, "test.Ask")
     prompt = agent.hear("prompt")
