@@ -23,6 +23,7 @@ from cloison.engine import events as e
 from cloison.engine.inventory import Ledger
 from cloison.errors import BackendFailed, BadRequest, CloisonError
 from cloison.model.classes import Klass
+from cloison.model.inventory import Inventory
 from cloison.model.names import DOM0
 from cloison.model.values import Value, format_value
 from cloison.policy import PolicySource
@@ -32,6 +33,7 @@ from cloison.qrexec.ports import AuditValue
 
 log = logging.getLogger(__name__)
 
+MAX_REMEMBERED = 1024
 _HIDDEN = ("admin.vm.Create", "admin.vm.volume.Import")
 """Methods whose payload names a qube that has no key yet, or is a volume's data."""
 
@@ -43,6 +45,8 @@ class Auditing:
         self._ledger = ledger
         self._policy = policy
         self._policy_hash = ""
+        self._subjects_of: Inventory | None = None
+        self._subjects: dict[str, Subject | None] = {}
         self._follower: asyncio.Task[None] | None = None
         self.log = AuditLog(directory, self._find_subject, limit_bytes=self._limit_bytes, tell=self._tell)
 
@@ -66,8 +70,19 @@ class Auditing:
         await self.log.close()
 
     def _find_subject(self, name: str) -> Subject | None:
-        """Unnamed disposables are recorded under the qube they are made from: nobody could name them later."""
+        """Answers are remembered as long as the picture of the system is the same."""
         inventory = self._ledger.inventory
+        if self._subjects_of is not inventory:
+            self._subjects_of, self._subjects = inventory, {}
+        if name not in self._subjects:
+            if len(self._subjects) >= MAX_REMEMBERED:
+                self._subjects.clear()  # names that do not exist are chosen by callers
+            self._subjects[name] = self._make_subject(inventory, name)
+        return self._subjects[name]
+
+    @staticmethod
+    def _make_subject(inventory: Inventory, name: str) -> Subject | None:
+        """Unnamed disposables are recorded under the qube they are made from: nobody could name them later."""
         qube = inventory.find(name)
         if qube is None or qube.klass is Klass.ADMIN:
             return None
