@@ -34,8 +34,9 @@ from cloison.qrexec.ports import AuditValue
 log = logging.getLogger(__name__)
 
 MAX_REMEMBERED = 1024
-_HIDDEN = ("admin.vm.Create", "admin.vm.volume.Import")
-"""Methods whose payload names a qube that has no key yet, or is a volume's data."""
+_NAMELESS = ("admin.vm.Create", "cloison.standalone.Import", "cloison.template.Build", "cloison.audit.Erase")
+"""Methods about a qube that has no key (yet, or any more): its name would stay readable when its records are erased."""
+_UPLOADS = "admin.vm.volume.Import"
 
 
 class Auditing:
@@ -121,7 +122,7 @@ class Auditing:
 
     def witness(self, call: Call) -> Callable[[str], None]:
         about: dict[str, AuditValue] = {"kind": Kind.CHANGE.value, "who": call.source, "target": call.dest,
-                                        "service": call.method, "argument": call.arg}  # fmt: skip
+                                        "service": call.method, "argument": _argument(call)}  # fmt: skip
         self.log.note({**about, "event": "asked", "value": _shown(call)})
 
         def tell_end(failure: str) -> None:
@@ -154,8 +155,12 @@ class Auditing:
                 self.log.note(record)
 
 
+def _argument(call: Call) -> str:
+    return "" if call.method.startswith(_NAMELESS) else call.arg
+
+
 def _shown(call: Call) -> str:
-    if call.method.startswith(_HIDDEN):
+    if call.method.startswith((*_NAMELESS, _UPLOADS)):
         return ""
     text = call.payload.decode("utf-8", "replace")
     return text if all(c.isprintable() or c in "\n\t" for c in text) else f"{len(call.payload)} bytes"

@@ -128,6 +128,17 @@ async def test_a_change_is_recorded_before_it_is_made_and_after(records: Records
     assert all(target == "work" for (target,) in records.found("target")[1:])
 
 
+async def test_a_name_without_a_key_is_not_written_where_it_would_stay(records: Records) -> None:
+    for method, arg, payload in (
+        ("admin.vm.Create.AppVM", "debian", b"name=secret-love label=red"),
+        ("cloison.audit.Erase", "secret-love", b""),
+        ("cloison.standalone.Import", "secret-love", b"{}"),
+    ):
+        records.auditing.witness(Call(DOM0, DOM0, method, arg, payload))("")
+    assert len(records.found("service")) == 7
+    assert all(b"secret-love" not in path.read_bytes() for path in records.directory.iterdir())
+
+
 async def test_what_became_of_qubes_is_recorded(records: Records) -> None:
     records.ledger.tell(e.QubeStarted(WORK), e.QubeStopped(WORK, "it was killed"), e.QubeStartFailed(DVM, "no room"))
     await asyncio.sleep(0.01)
