@@ -233,3 +233,23 @@ async def test_features_that_guests_read_reach_those_who_have_or_inherit_them(ho
     assert await settled() == [{"services": {"cups": True}, "vm_config": {"x": "y"}}]
     following.cancel()
     await errands.close()
+
+
+async def test_a_disposable_that_waits_is_left_to_whoever_takes_it(house):
+    await house.create(Klass.DISPOSABLE, "disp1", template="dvm")
+    name = QubeName("disp1")
+    with house.ledger.change() as records:
+        records.set_feature(name, "internal", "1")
+        records.set_feature(name, "preload-dispvm-in-progress", "")
+    errands = Errands(house.running, house.ledger)
+    following = asyncio.create_task(errands.follow())
+    await asyncio.sleep(0)
+    await house.running.start(name)
+    await house.running.pause(name)
+    await house.running.unpause(name)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert house.running.link(name).ran == []
+    assert not following.done()
+    following.cancel()
+    await errands.close()
