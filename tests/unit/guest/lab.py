@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import re
 import select
 import socket
 import subprocess
@@ -26,7 +27,7 @@ import frames as f
 
 from cloison.wire.firewall import Rule, parse_rules
 from cloison.wire.network import Downlink, Downlinks
-from cloison.wire.nftables import link_text, names_text, removal_text, whole_text
+from cloison.wire.nftables import MAX_CONNECTIONS, link_text, names_text, removal_text, whole_text
 
 A, A6, B, B6 = "10.137.0.11", "fd09:24ef:4179::a89:b", "10.137.0.12", "fd09:24ef:4179::a89:c"
 A_LOCAL, B_LOCAL = "fe80::216:3eff:fe5e:6c0b", "fe80::216:3eff:fe5e:6c0c"
@@ -232,6 +233,9 @@ class Lab:
         sock.sendto(text, (to, port))
         return self.answers(sock, text)
 
+    def b_socket(self) -> socket.socket:
+        return self.b.socket(socket.SOCK_DGRAM)
+
     def answers(self, sock: socket.socket, text: bytes) -> str:
         deadline = time.monotonic() + 0.4
         while time.monotonic() < deadline:
@@ -416,6 +420,24 @@ def changes(lab: Lab) -> dict[str, Any]:
     return result
 
 
+def flood(lab: Lab) -> dict[str, Any]:
+    """One client opens connections without end."""
+    lab.load("action=accept\n")
+    with lab.a.inside():
+        sender = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+    sender.bind(("eth0", 0))
+    for port in range(10_000, 10_000 + MAX_CONNECTIONS + 400):
+        inside = f.udp(A, WORLD, port, 9999, b"flood")
+        sender.send(f.ether(GATE_MACS[11], A_MAC, f.IPV4, f.ip4(A, WORLD, f.UDP, inside)))
+    sender.close()
+    drain(lab.at_world)
+    result = {"its own next": lab.asks(9000, b"a"), "the other client": lab.asks(9000, b"b", via=lab.b_socket())}
+    counted = lab.netvm.run("nft", "list", "chain", "inet", "cloison", "from-vif11")
+    result["refused"] = "over" if re.search(r"ct count over \d+ counter packets [1-9]", counted) else counted
+    lab.netvm.run("nft", "flush", "ruleset")
+    return result
+
+
 def hooks(lab: Lab) -> dict[str, Any]:
     """The user's own chains, spelled as in Qubes's documentation."""
     lab.load(RULES)
@@ -489,6 +511,7 @@ def main() -> None:
         "attacks": lab.throw_all(),
         "without": without,
         "changes": changes(lab),
+        "flood": flood(lab),
         "hooks": hooks(lab),
         "names": names(lab),
         "translated": translated(lab),

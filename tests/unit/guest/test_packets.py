@@ -90,6 +90,10 @@ def test_a_change_of_rules_reaches_open_connections(lab: dict[str, Any]) -> None
     }
 
 
+def test_a_flood_fills_the_share_of_its_own_client_only(lab: dict[str, Any]) -> None:
+    assert lab["flood"] == {"its own next": "silence", "the other client": "answered", "refused": "over"}
+
+
 def test_the_users_own_chains_decide_first_and_outlive_a_reload(lab: dict[str, Any]) -> None:
     assert lab["hooks"] == {
         "input before": False,
