@@ -12,7 +12,7 @@ from cloison_agent.agent import Agent, Answer, ControlVerb
 from cloison_agent.identity import apply_identity, apply_services, papers, refresh_identity
 from cloison_agent.launch import Task, start_task
 from cloison_agent.logins import LOGIN_SHELL
-from cloison_agent.network import network
+from cloison_agent.network import network, rehearse
 from cloison_agent.told import told
 
 QUIET_CHECK_S = 1.0
@@ -71,6 +71,7 @@ def prepare_freeze(agent: Agent, fields: Mapping[str, Any], answer: Answer) -> N
     for serial in ("private", "volatile"):
         disks.release_disk(serial)
     papers.prepare()
+    rehearse()
     _warm(agent)
     deadline_checks = round(float(fields.get("timeout_s", QUIET_DEADLINE_S)) / QUIET_CHECK_S)
     _when_quiet(agent, answer, _busy_and_total(), 0, deadline_checks)

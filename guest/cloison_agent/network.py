@@ -7,13 +7,17 @@ messages mean is said in ``cloison.wire.network``.
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
+from cloison.wire.firewall import parse_rules as parse_firewall
 from cloison.wire.network import Downlink, Downlinks, Uplink, parse_downlinks, parse_rules, parse_uplink
+from cloison.wire.nftables import link_text, whole_text
 from cloison_agent.agent import Agent, Answer
-from cloison_agent.firewall import Firewall
+from cloison_agent.firewall import NFT, Firewall
 from cloison_agent.loop import READ
 from cloison_agent.netlink import Card, Netlink
 
@@ -155,6 +159,25 @@ class _Wait:
             self._found(cards)
         except OSError as error:
             self._answer(error=f"{error.filename or 'network'}: {error.strerror}")
+
+
+def rehearse() -> None:
+    """Do once what a netvm and its clients will do, and undo it: a fork then finds the kernel's modules loaded and
+    the programs in memory. Each module costs an emulated guest a tenth of a second, and udev, which would load the
+    card's, stands still just then."""
+    with suppress(FileNotFoundError):
+        subprocess.run(["/sbin/modprobe", "-q", "virtio_net"], stdin=subprocess.DEVNULL, check=False)
+    sample = Downlink("lo", "fe:ff:ff:00:00:00", "sample", "192.0.2.2", "", "00:16:3e:00:00:00", "192.0.2.2", "", 1500)
+    netvm = Downlinks("192.0.2.1", "", ("192.0.2.3",), (sample,))
+    client = link_text(sample, netvm.gateway, "", parse_firewall("action=accept\n"), {}, 1)
+    undo = "".join(f"delete table {table}\n" for table in ("netdev cloison", "inet cloison", "ip qubes", "ip6 qubes"))
+    for text in (whole_text(netvm, ((sample, client),)), undo):
+        done = subprocess.run(
+            [NFT, "-f", "-"], input=text.encode(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False
+        )
+        if done.returncode:
+            print("rehearsal:", done.stderr.decode(errors="replace").strip()[:200], file=sys.stderr, flush=True)
+    Netlink().cards()
 
 
 def set_up_uplink(kernel: Netlink, card: Card, uplink: Uplink) -> str:

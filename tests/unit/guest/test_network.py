@@ -109,3 +109,26 @@ print(answers[1])
         "[{'interface': 'eth0'}]",
         "{'error': 'no network card 00:16:3e:00:00:10 has appeared'}",
     ]
+
+
+def test_the_rehearsal_loads_a_whole_filter_and_leaves_nothing_of_it() -> None:
+    said = namespaced(
+        """
+import subprocess, sys
+sys.stderr = sys.stdout
+from cloison_agent import network
+loaded = []
+run = subprocess.run
+def watch(command, **options):
+    done = run(command, **options)
+    if command[0].endswith("nft"):
+        loaded.append(run(["nft", "list", "tables"], capture_output=True, text=True).stdout.count("table"))
+    return done
+network.subprocess.run = watch
+network.rehearse()
+print(loaded)
+"""
+    )
+    if "rehearsal: " in said:
+        pytest.skip(f"no packet filter here: {said}")
+    assert said == "[4, 0]\n"
