@@ -165,19 +165,25 @@ def rehearse() -> None:
     """Do once what a netvm and its clients will do, and undo it: a fork then finds the kernel's modules loaded and
     the programs in memory. Each module costs an emulated guest a tenth of a second, and udev, which would load the
     card's, stands still just then."""
-    with suppress(FileNotFoundError):
-        subprocess.run(["/sbin/modprobe", "-q", "virtio_net"], stdin=subprocess.DEVNULL, check=False)
     sample = Downlink("lo", "fe:ff:ff:00:00:00", "sample", "192.0.2.2", "", "00:16:3e:00:00:00", "192.0.2.2", "", 1500)
     netvm = Downlinks("192.0.2.1", "", ("192.0.2.3",), (sample,))
     client = link_text(sample, netvm.gateway, "", parse_firewall("action=accept\n"), {}, 1)
     undo = "".join(f"delete table {table}\n" for table in ("netdev cloison", "inet cloison", "ip qubes", "ip6 qubes"))
+    _rehearse(["/sbin/modprobe", "-q", "virtio_net"])
     for text in (whole_text(netvm, ((sample, client),)), undo):
-        done = subprocess.run(
-            [NFT, "-f", "-"], input=text.encode(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False
-        )
-        if done.returncode:
-            print("rehearsal:", done.stderr.decode(errors="replace").strip()[:200], file=sys.stderr, flush=True)
+        _rehearse([NFT, "-f", "-"], text)
     Netlink().cards()
+
+
+def _rehearse(command: list[str], text: str = "") -> None:
+    """What fails here is only slower later."""
+    try:
+        done = subprocess.run(command, input=text.encode(), capture_output=True, check=False)
+        why = done.stderr.decode(errors="replace").strip()[:200] if done.returncode else ""
+    except OSError as error:
+        why = f"{command[0]}: {error.strerror}"
+    if why:
+        print("rehearsal:", why, file=sys.stderr, flush=True)
 
 
 def set_up_uplink(kernel: Netlink, card: Card, uplink: Uplink) -> str:

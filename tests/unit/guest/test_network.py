@@ -129,6 +129,7 @@ network.rehearse()
 print(loaded)
 """
     )
-    if "rehearsal: " in said:
+    lines = [line for line in said.splitlines() if "modprobe" not in line]
+    if lines[0].startswith("rehearsal: "):
         pytest.skip(f"no packet filter here: {said}")
-    assert said == "[4, 0]\n"
+    assert lines == ["[4, 0]"]
