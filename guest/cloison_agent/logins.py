@@ -67,7 +67,7 @@ class Logins:
             return
         _, signature, login = known
         if signature != users.profile_signature(user):
-            login = replace(login, is_stale=True)
+            login = replace(login, environment={**login.environment, **users.bare_environment(user)}, is_stale=True)
             self.begin(user)
         act(login)
 

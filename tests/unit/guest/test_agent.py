@@ -157,6 +157,22 @@ def test_the_second_call_finds_the_environment_of_a_login(host: Host) -> None:
         time.sleep(0.1)
 
 
+def test_a_changed_profile_is_seen_by_the_very_next_call(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    profile = tmp_path / "profile"
+    monkeypatch.setattr("cloison_agent.users.PROFILES", (str(profile),))
+    read = f"[ -e {profile} ] && . {profile}; "
+    monkeypatch.setattr(logins, "LOGIN_SHELL", ("/bin/sh", "-c", read + 'exec "$0" "$@"'))
+    monkeypatch.setattr(logins, "_HOLD", (*logins._HOLD[:2], read + logins._HOLD[2]))
+    assert host.run(command="echo $COLOUR")[1] == b"\n"
+    for colour in ("red", "green"):
+        profile.write_text(f"export COLOUR={colour} # {colour}\n")
+        for _ in range(3):
+            assert host.run(command="echo $COLOUR")[1] == f"{colour}\n".encode()
+            time.sleep(0.1)
+
+
 @pytest.mark.parametrize(
     ("fields", "code"),
     [
