@@ -92,13 +92,14 @@ class Bench:
         with machine.start_bare_agent() as port:
             true = self.times(lambda: exchange(port, b"true\n"), self.options.calls)
             echo = self.times(lambda: exchange(port, PAYLOAD), self.options.calls)
+            by_socket = self.times(lambda: exchange(port, b"socket " + PAYLOAD), self.options.calls)
             stream = [drain(port) for _ in range(STREAMS + 1)][1:]
             program = [drain(port, b"program\n") for _ in range(STREAMS + 1)][1:]
             sink = [fill(port) for _ in range(STREAMS + 1)][1:]
             self.tell("the bare agent's tar")
             machine.run(make_files("/tmp/bench", self.options.file_mib, self.options.files))
             large, small = ([pack(port, f"/tmp/bench/{what}") for _ in range(3)][1:] for what in ("large", "small"))
-        return BareFigures(true, echo, stream, program, sink, large, small)
+        return BareFigures(true, echo, by_socket, stream, program, sink, large, small)
 
     def times(
         self, act: Callable[[], object], count: int, *, between: Callable[[], object] | None = None
@@ -122,6 +123,8 @@ class BareFigures:
 
     true_s: list[float]
     echo_s: list[float]
+    socket_echo_s: list[float]
+    """The same by another process in the guest, behind a socket pair."""
     stream_mib_s: list[float]
     """Guest to host, blocks of zeros."""
     program_mib_s: list[float]

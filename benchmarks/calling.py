@@ -65,7 +65,9 @@ def measure_call(bench: Bench) -> Iterator[Figure]:
     yield Figure("the same by `cloison run`, whole process", _ms(whole))
     what = "socket service echo"
     yield Figure(f"{what}: a call, request to answer", _ms(echo_call), peer_echo, BARE_PORT, at_most_times(3, 5, "ms"))
-    yield Figure(f"{what}: a round trip in a call that runs", _ms(echo), peer_echo, BARE_PORT)
+    yield Figure(f"{what}: a round trip in a call that runs", _ms(echo), peer_echo, BARE_PORT, at_most_times(3))
+    yield Figure("- the same against a bare agent that asks a process behind a socket", _ms(echo),
+                 _ms(bench.plain.bare.socket_echo_s), BARE_PORT)  # fmt: skip
 
 
 def _at_once(system: System, qube: str, count: int) -> None:
