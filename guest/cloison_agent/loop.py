@@ -1,7 +1,7 @@
 """The event loop: descriptors, timers and processes that end.
 
-Two epoll sets: what brings more bytes for the host (*producers*: services' output, local clients) can be paused with
-one system call while the port is full; everything else goes on.
+What brings more bytes for the host (*producers*: services' output, local clients) is not listened to while the port is
+full; everything else goes on.
 """
 
 from __future__ import annotations
@@ -21,29 +21,33 @@ Handler = Callable[[int], None]
 class Loop:
     def __init__(self) -> None:
         self._epoll = select.epoll()
-        self._producers = select.epoll()
         self._handlers: dict[int, Handler] = {}
-        self._producing: set[int] = set()
+        self._producing: dict[int, int] = {}
+        """Producers and what they wait for."""
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._ticket = count()
         self._paused = False
         self.after_each: Callable[[], None] = lambda: None
-        self._epoll.register(self._producers.fileno(), READ)
 
     def add(self, fd: int, mask: int, handler: Handler, *, producer: bool = False) -> None:
-        (self._producers if producer else self._epoll).register(fd, mask)
+        if not (producer and self._paused):
+            self._epoll.register(fd, mask)
         if producer:
-            self._producing.add(fd)
+            self._producing[fd] = mask
         self._handlers[fd] = handler
 
     def change(self, fd: int, mask: int) -> None:
-        (self._producers if fd in self._producing else self._epoll).modify(fd, mask)
+        if fd in self._producing:
+            self._producing[fd] = mask
+        if not (self._paused and fd in self._producing):
+            self._epoll.modify(fd, mask)
 
     def remove(self, fd: int) -> None:
         """Forget a descriptor (before closing it). Idempotent."""
-        if self._handlers.pop(fd, None) is not None:
-            (self._producers if fd in self._producing else self._epoll).unregister(fd)
-            self._producing.discard(fd)
+        if self._handlers.pop(fd, None) is None:
+            return
+        if self._producing.pop(fd, None) is None or not self._paused:
+            self._epoll.unregister(fd)
 
     def has(self, fd: int) -> bool:
         return fd in self._handlers
@@ -51,7 +55,11 @@ class Loop:
     def pause_producers(self, paused: bool) -> None:
         if paused != self._paused:
             self._paused = paused
-            self._epoll.modify(self._producers.fileno(), 0 if paused else READ)
+            for fd, mask in self._producing.items():
+                if paused:
+                    self._epoll.unregister(fd)
+                else:
+                    self._epoll.register(fd, mask)
 
     def later(self, delay_s: float, action: Callable[[], None]) -> None:
         heapq.heappush(self._timers, (time.monotonic() + delay_s, next(self._ticket), action))
@@ -78,13 +86,9 @@ class Loop:
         if self._timers:
             left = max(0.0, self._timers[0][0] - time.monotonic())
             timeout_s = left if timeout_s < 0 else min(timeout_s, left)
-        handlers, inner = self._handlers, self._producers.fileno()
+        handlers = self._handlers
         for fd, mask in self._epoll.poll(timeout_s):
-            if fd == inner:
-                for producer, producer_mask in self._producers.poll(0):
-                    if handler := handlers.get(producer):
-                        handler(producer_mask)
-            elif handler := handlers.get(fd):
+            if handler := handlers.get(fd):
                 handler(mask)
         while self._timers and self._timers[0][0] <= time.monotonic():
             heapq.heappop(self._timers)[2]()
