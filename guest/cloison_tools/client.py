@@ -332,15 +332,16 @@ def _run_program(call: RemoteCall, options: Options, filters: tuple[bool, bool])
     import os
     import signal
 
-    ours, theirs = _socket.socketpair()
+    to_program, its_input = _socket.socketpair()
+    from_program, its_output = _socket.socketpair()  # two: it may end its output and go on reading
     saved = {f"SAVED_FD_{fd}": os.dup(fd) for fd in ((0, 1, 2) if os.environ.get("PASS_LOCAL_STDERR") else (0, 1))}
     pid = os.fork()
     if pid == 0:
         try:
             for fd in saved.values():
                 os.set_inheritable(fd, True)
-            os.dup2(theirs.fileno(), 0)
-            os.dup2(theirs.fileno(), 1)
+            os.dup2(its_input.fileno(), 0)
+            os.dup2(its_output.fileno(), 1)
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)
             os.environ["QREXEC_AGENT_PID"] = str(os.getppid())
             os.environ.update({name: str(fd) for name, fd in saved.items()})
@@ -348,9 +349,13 @@ def _run_program(call: RemoteCall, options: Options, filters: tuple[bool, bool])
         except OSError as error:
             complain(f"{options.program[0]}: {error.strerror}")
         os._exit(TROUBLE)
-    theirs.close()
-    remote = call.pump(ours.fileno(), ours.fileno(), 2, prefix=options.prefix, filters=filters, half_close=True)
-    ours.close()
+    its_input.close()
+    its_output.close()
+    remote = call.pump(
+        from_program.fileno(), to_program.fileno(), 2, prefix=options.prefix, filters=filters, half_close=True
+    )
+    to_program.close()
+    from_program.close()
     for fd in saved.values():
         os.close(fd)
     local = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

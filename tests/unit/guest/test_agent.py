@@ -495,6 +495,18 @@ def test_a_local_program_can_speak_to_the_service(host: Host, agent_socket: Path
     assert process.returncode == 3
 
 
+def test_a_local_program_may_end_its_output_and_go_on_reading(host: Host, agent_socket: Path) -> None:
+    process = client(agent_socket, "work", "my.Service", "sh", "-c", "echo asked; exec >&-; cat >&$SAVED_FD_1; exit 3")
+    call = accept_call(host)
+    host.send(Accepted(call.session))
+    seen = host.wait(lambda event: isinstance(event, Data) and not event.payload)
+    assert b"".join(bytes(event.payload) for event in seen if isinstance(event, Data)) == b"asked\n"
+    host.send(Data(call.session, 1, b"answer"))
+    host.send(Exit(call.session, 0))
+    assert process.communicate(timeout=DEADLINE_S)[0] == b"answer"
+    assert process.returncode == 3
+
+
 def test_a_caller_that_is_killed_resets_its_call(host: Host, agent_socket: Path) -> None:
     process = client(agent_socket, "work", "my.Service")
     call = accept_call(host)
