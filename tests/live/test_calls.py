@@ -265,7 +265,7 @@ def ended(call: subprocess.Popen[bytes]) -> bytes:
 
 def test_either_end_of_a_call_that_vanishes_ends_the_other(system: LiveSystem) -> None:
     call = begin_long(system)
-    system.run(HERE, "pkill", "-9", "-f", "qrexec-client-vm.*t.Long")
+    system.run(HERE, "pkill", "-9", "-f", "^/usr/bin/python3 .*t[.]Long")
     system.run(THERE, "sh", "-c", IS_GONE)
     assert ended(call) == b"ended with 137\n"
     call = begin_long(system)
