@@ -8,6 +8,7 @@ from cloison.engine import events as e
 from cloison.engine.inventory import Ledger
 from cloison.errors import BadRequest, FeatureNotFound, InvalidTag, ProtocolError, Refused, TagNotFound
 from cloison.model.names import QubeName
+from cloison.model.network import HOST_PORTS_FEATURE, UPLINK_FEATURE, parse_way_out
 from cloison.model.properties import properties_of
 
 OURS = frozenset(
@@ -64,6 +65,10 @@ def _parse_feature(untrusted_feature: str) -> str:
 def _parse_feature_value(feature: str, untrusted_value: str) -> str:
     if not _VALUE.fullmatch(untrusted_value):
         raise ProtocolError(f"the value of feature {feature} must be printable ASCII")
+    if feature == UPLINK_FEATURE:
+        parse_way_out(untrusted_value)
+    if feature == HOST_PORTS_FEATURE:
+        parse_way_out("", untrusted_value)
     if feature == "preload-dispvm-max" and untrusted_value and not untrusted_value.isdigit():
         raise BadRequest(f"the value of feature {feature} must be a number")
     return untrusted_value

@@ -36,7 +36,7 @@ from cloison.engine.events import (
 from cloison.engine.netvms import Netvms
 from cloison.engine.start import Live
 from cloison.engine.system import System
-from cloison.errors import BackendFailed, CloisonError, NotNow
+from cloison.errors import BackendFailed, BadRequest, CloisonError, NotNow
 from cloison.model.inventory import Inventory
 from cloison.model.names import QubeName
 from cloison.model.network import (
@@ -133,7 +133,7 @@ class Network:
         """Give a qube that runs now its cable, and its clients theirs. Trouble is told, not raised."""
         await self._settle_quietly(name)
         live = self._system.find_live(name)
-        if live is not None and self.trouble(name) and find_exit(self._inventory(), name) is not None:
+        if live is not None and self.trouble(name) and netvm_of(self._inventory(), name) is None:
             self._begin(self._until_mended(live), f"way out of {name}")
         for client in clients_of(self._inventory(), name):
             if self._system.find_live(client.name) is not None:
@@ -406,7 +406,10 @@ def _wish(inventory: Inventory, name: QubeName) -> object:
     netvm = netvm_of(inventory, name)
     if netvm is not None:
         return netvm.name, uplink_of(inventory, name)
-    return find_exit(inventory, name)
+    try:
+        return find_exit(inventory, name)
+    except BadRequest as error:
+        return error.message  # like no cable that there is
 
 
 def _found(inventory: Inventory, qube: Qube, link: str, plugged: Mapping[QubeName, Mapping[str, str]]) -> Cable:
@@ -417,7 +420,7 @@ def _found(inventory: Inventory, qube: Qube, link: str, plugged: Mapping[QubeNam
         if nics.get(interface) == link and holder != qube.name:
             is_wished = netvm is not None and netvm.name == holder
             return Cable(link, interface, holder, _wish(inventory, qube.name) if is_wished else None)
-    is_way_out = netvm is None and find_exit(inventory, qube.name) is not None
+    is_way_out = netvm is None and inventory.flag(qube.name, "provides_network")
     return Cable(link, "", None, _wish(inventory, qube.name) if is_way_out else None, open=is_way_out)
 
 

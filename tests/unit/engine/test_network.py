@@ -410,6 +410,20 @@ async def test_a_way_out_that_is_not_there_yet_is_tried_again(
         assert not it.network.trouble(QubeName("net"))
 
 
+async def test_an_uplink_that_nobody_understands_is_trouble_and_no_more(bench: MakeBench, facts: Facts) -> None:
+    async with a_world(bench, facts) as it:
+        net = it.inventory.qube("net")
+        broken = replace(net, features={"uplink": "carrier pigeon"})
+        it.inventory = replace(it.inventory, qubes={**it.inventory.qubes, net.name: broken}, _memo={})
+        it.run("net")
+        it.machines["net"].cards["uplink"] = "passt1"
+        it.host.gone["passt1"] = asyncio.Event()
+        await it.network.recover()
+        await it.start("fw", "work")
+        assert "carrier pigeon" in it.network.trouble(QubeName("net"))
+        assert it.passes("work", "fw") and it.passes("fw", "net")
+
+
 async def test_a_later_daemon_finds_the_cables_that_are_whole_and_mends_the_others(
     bench: MakeBench, facts: Facts
 ) -> None:
