@@ -27,6 +27,7 @@ from cloison.daemon.door import Door, open_desk
 from cloison.daemon.guests import guest_handlers, keep_clocks
 from cloison.daemon.own import DaemonVerbs, Facade, build_for_engine, read_boot_files_of
 from cloison.daemon.targets import EngineTargets
+from cloison.daemon.updatechecks import keep_asking
 from cloison.drivers.hypervisor.qemu import QemuHypervisor
 from cloison.drivers.network.ways_out import HostWaysOut
 from cloison.drivers.state.sqlite import Store
@@ -107,6 +108,7 @@ async def serve(layout: Layout) -> None:
             house.system.own(house.templates.follow_removals(), "fork points of removed templates")
             house.system.own(house.errands.follow(), "errands in running qubes")
             house.system.own(keep_clocks(house.errands), "clocks")
+            house.system.own(keep_asking(house.system, lambda: house.ledger.inventory), "daily checks for updates")
             kill_qubes = await house.stopping
         if kill_qubes:
             await _kill_all(house.system)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
+from cloison.daemon.updatechecks import DAY_S, STAMP, find_due
 from cloison.errors import BadPropertyValue, BadRequest
 from cloison.model import network, rules
+from cloison.model.classes import Klass
 from cloison.model.network import Exit, WayOut
 from cloison.model.properties import GLOBAL_PROPERTIES, QUBE_PROPERTIES
 
@@ -110,3 +114,22 @@ def test_only_the_end_of_a_chain_has_a_way_out(chain):
     assert network.find_exit(chain, "net") == Exit(WayOut.PASST)
     assert network.find_exit(chain, "fw") is None
     assert network.find_exit(chain, "vault") is None
+
+
+def test_templates_are_asked_for_news_once_a_day():
+    now = 1_800_000_000.0
+    stamp = time.strftime(STAMP, time.localtime(now - DAY_S + 60))
+    old = time.strftime(STAMP, time.localtime(now - DAY_S - 60))
+    qubes = (
+        qube("never", 1, klass=Klass.TEMPLATE),
+        qube("today", 2, klass=Klass.TEMPLATE, features={"last-updates-check": stamp}),
+        qube("yesterday", 3, klass=Klass.STANDALONE, features={"last-updates-check": old}),
+        qube("broken", 4, klass=Klass.TEMPLATE, features={"last-updates-check": "soon"}),
+        qube("off", 5, klass=Klass.TEMPLATE, features={"check-updates": ""}),
+        qube("skipped", 6, klass=Klass.TEMPLATE, features={"skip-update": "1"}),
+        qube("app", 7),
+    )
+    way_out = qube("net", 8, properties={"provides_network": True, "netvm": None})
+    assert list(find_due(picture(*qubes), now)) == []
+    assert set(find_due(picture(*qubes, way_out), now)) == {"never", "yesterday", "broken"}
+    assert list(find_due(picture(*qubes, way_out, settings={"check_updates_vm": False}), now)) == []
