@@ -1,8 +1,9 @@
 """Once a day each template is asked whether packages wait, which the feature ``updates-available`` then says.
 
 In: the inventory. Out: runs of ``cloison update --check``, one after the other, on halted templates and standalones.
-May import: daemon. Nothing is asked in the first hour, nor where no qube leads out, nor if the global property
-``check_updates_vm`` is off or the qube's feature ``check-updates`` or ``skip-update`` says no.
+May import: daemon. Only qubes with the feature ``check-updates`` are asked, because a look starts the template, and
+taking it back afterwards costs its oldest kept revision. Nothing is asked in the first hour, nor where no qube leads
+out, nor if the global property ``check_updates_vm`` is off or the feature ``skip-update`` is set.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def find_due(inventory: Inventory, now: float) -> Iterator[QubeName]:
     if not leads_out or not inventory.setting("check_updates_vm"):
         return
     for qube in machines:
-        is_wanted = bool(qube.features.get("check-updates", "1")) and not qube.features.get("skip-update")
+        is_wanted = bool(qube.features.get("check-updates")) and not qube.features.get("skip-update")
         is_due = now - _read_stamp(qube.features.get("last-updates-check", "")) > DAY_S
         if qube.klass.keeps_root and is_wanted and is_due:
             yield qube.name

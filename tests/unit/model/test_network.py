@@ -121,13 +121,13 @@ def test_templates_are_asked_for_news_once_a_day():
     stamp = time.strftime(STAMP, time.localtime(now - DAY_S + 60))
     old = time.strftime(STAMP, time.localtime(now - DAY_S - 60))
     qubes = (
-        qube("never", 1, klass=Klass.TEMPLATE),
-        qube("today", 2, klass=Klass.TEMPLATE, features={"last-updates-check": stamp}),
-        qube("yesterday", 3, klass=Klass.STANDALONE, features={"last-updates-check": old}),
-        qube("broken", 4, klass=Klass.TEMPLATE, features={"last-updates-check": "soon"}),
+        qube("never", 1, klass=Klass.TEMPLATE, features={"check-updates": "1"}),
+        qube("today", 2, klass=Klass.TEMPLATE, features={"check-updates": "1", "last-updates-check": stamp}),
+        qube("yesterday", 3, klass=Klass.STANDALONE, features={"check-updates": "1", "last-updates-check": old}),
+        qube("broken", 4, klass=Klass.TEMPLATE, features={"check-updates": "1", "last-updates-check": "soon"}),
         qube("off", 5, klass=Klass.TEMPLATE, features={"check-updates": ""}),
-        qube("skipped", 6, klass=Klass.TEMPLATE, features={"skip-update": "1"}),
-        qube("app", 7),
+        qube("skipped", 6, klass=Klass.TEMPLATE, features={"check-updates": "1", "skip-update": "1"}),
+        qube("app", 7, features={"check-updates": "1"}),
     )
     way_out = qube("net", 8, properties={"provides_network": True, "netvm": None})
     assert list(find_due(picture(*qubes), now)) == []
