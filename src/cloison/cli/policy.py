@@ -25,6 +25,7 @@ from cloison.policy.ruleset import BrokenPolicy, PolicySet
 from cloison.policy.system import SystemInfo
 
 if TYPE_CHECKING:
+    from cloison.policy.evaluate import Request
     from cloison.policy.explain import Explanation
     from cloison.policy.store import PolicyStore
 
@@ -162,15 +163,15 @@ def check(
     """
     from cloison.policy.lint import Severity, check_policy, check_text
 
+    system = _read_system(session, system_file) if system_file is not None else None
     if files:
         findings = [
             finding
             for file in files
-            for finding in check_text(_read_input(file), "-" if str(file) == "-" else str(file), old_syntax=old_syntax)
+            for finding in check_text(_read_input(file), str(file), old_syntax=old_syntax, system=system)
         ]
     else:
         where = Directories.choose(session, policy, runtime, legacy)
-        system = _read_system(session, system_file) if system_file is not None else None
         findings = check_policy(where.policy, where.runtime, legacy=where.legacy, system=system)
     if as_json:
         session.show_json(
@@ -216,9 +217,11 @@ def explain_call(
     name, plus, argument = service.partition("+")
     request = Request(source, target, name, plus + argument, requested_source)
     loaded = Directories.choose(session, policy, runtime, legacy).load()
-    explanation = explain(loaded, _read_system(session, system_file), request)
+    system = _read_system(session, system_file)
+    explanation = explain(loaded, system, request)
     if not as_json:
         _show_explanation(explanation)
+        _show_unknown(request, system)
         return
     session.show_json({
         **verdict_value(explanation.verdict, request),
@@ -260,6 +263,15 @@ def _show_explanation(explanation: Explanation) -> None:
             click.echo(f"  {change.line}\n      {change.where}")
     else:
         click.echo("\nNo single rule would change that.")
+
+
+def _show_unknown(request: Request, system: SystemInfo) -> None:
+    """A name that was mistyped is no error, but it is what the explanation is about."""
+    shape = system.shape
+    if request.source not in shape.names:
+        click.echo(printable(f"\nNo qube is named {request.source} now: only rules about all qubes can match it."))
+    if request.target not in shape.targets:
+        click.echo(printable(f"\nNo target is named {request.target} now: the call counts as one to @default."))
 
 
 @subcommand(COMMAND, "graph", examples=(
@@ -387,7 +399,12 @@ def edit_policy(session: Session, name: str) -> None:
         token, content = TOKEN_NEW, b""
     text = content.decode()
     while True:
-        edited = click.edit(text, extension=".policy", require_save=True)
+        try:
+            edited = click.edit(text, extension=".policy", require_save=True)
+        except click.ClickException as error:
+            raise CloisonError(
+                error.message, hint="name an editor that is installed: EDITOR=nano cloison policy edit"
+            ) from None
         if edited is None or edited.encode() == content:
             session.say("nothing changed")
             return

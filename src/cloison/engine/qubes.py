@@ -205,7 +205,10 @@ class Qubes:
             setting = "default_dispvm" if wish.klass is Klass.DISPOSABLE else "default_template"
             chosen = inventory.setting(setting)
             if not isinstance(chosen, str):
-                raise BadRequest(f"no template is named and the system has no {setting}")
+                raise BadRequest(
+                    f"no template is named and the system has no {setting}",
+                    hint="`cloison template list` shows templates, `cloison template build debian-13` makes one",
+                )
             name = QubeName(chosen)
         template = inventory.qube(name)
         rules.check_template_for(inventory, wish.klass, template)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from cloison.policy.errors import PolicyError
 from cloison.policy.files import Disk
-from cloison.policy.grammar import decode_policy, find_errors
+from cloison.policy.grammar import decode_policy, find_errors, parse_new, parse_old
 from cloison.policy.loader import SUFFIX, load_from
 from cloison.policy.rules import Action, Rule, RulePlace, ServicePattern
 from cloison.policy.ruleset import PolicySet
@@ -59,13 +59,21 @@ def check_policy(
     return list(find_hints(loaded, system))
 
 
-def check_text(content: bytes, file: str, *, old_syntax: bool = False) -> list[Finding]:
-    """The errors of one file by itself; what it includes is not followed."""
+def check_text(
+    content: bytes, file: str, *, old_syntax: bool = False, system: SystemInfo | None = None
+) -> list[Finding]:
+    """The findings of one file by itself; what it includes is not followed. Errors leave no room for hints."""
     try:
         text = decode_policy(content, file)
     except PolicyError as error:
         return [_error(error)]
-    return [_error(error) for error in find_errors(text, file, ServicePattern("*", "*") if old_syntax else None)]
+    pattern = ServicePattern("*", "*") if old_syntax else None
+    errors = [_error(error) for error in find_errors(text, file, pattern)]
+    if errors:
+        return errors
+    statements = parse_new(text, file) if pattern is None else parse_old(text, file, pattern)
+    rules = tuple(statement for statement in statements if isinstance(statement, Rule))
+    return list(find_hints(PolicySet(rules), system))
 
 
 def find_hints(policy: PolicySet, system: SystemInfo | None = None) -> Iterator[Finding]:

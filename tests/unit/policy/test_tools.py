@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from cloison.policy import Allow, BrokenPolicy, Deny, PolicyError, PolicySet, Request, SystemInfo, evaluate, load_policy
 from cloison.policy.explain import explain
 from cloison.policy.graph import Filters, edges_value, find_edges, write_dot, write_svg
-from cloison.policy.lint import check_policy, check_text
+from cloison.policy.lint import Severity, check_policy, check_text
 from cloison.policy.output import LineEvaluator, daemon_answer, verdict_value
 
 Write = Callable[[str, str], Path]
@@ -134,6 +134,9 @@ def test_one_file_is_checked_by_itself():
     assert check_text(b"s * a b allow\n!include anything\n", "f") == []
     assert [str(f) for f in check_text(b"a b allow", "f", old_syntax=True)] == []
     assert [f.line for f in check_text(b"\n\xff", "f")] == [2]
+    hints = check_text(b"s * a b allow\ns * a b deny\nt * $anyvm b allow\n", "f")
+    assert [(f.line, f.severity) for f in hints] == [(2, Severity.HINT), (3, Severity.HINT)]
+    assert [f.severity for f in check_text(b"s * a b allow\ns * a b deny\nt * a b alow\n", "f")] == [Severity.ERROR]
 
 
 def test_the_graph_has_an_edge_for_each_possible_call(policy: PolicySet, system: SystemInfo):
