@@ -118,35 +118,48 @@ def COMMAND(session: Session, qubes: tuple[str, ...], check: bool, restart: bool
 
 def _all(session: Session, names: Sequence[str], rows: dict[str, dict[str, object]], *, check: bool) -> list[Result]:
     results = {name: Result(name) for name in names}
+    begun: dict[str, set[str]] = {}
     turns = threading.BoundedSemaphore(MAX_AT_ONCE)
 
     def one(result: Result) -> None:
         with turns:
             try:
-                _one(session, result, was_halted=rows[result.name]["state"] == "Halted", check=check)
+                _one(session, result, begun, was_halted=rows[result.name]["state"] == "Halted", check=check)
             except CloisonError as error:
                 result.state, result.why = "failed", error.message
                 session.complain(error)
 
-    threads = [threading.Thread(target=one, args=(result,)) for result in results.values()]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    threads = [threading.Thread(target=one, args=(result,), daemon=True) for result in results.values()]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    except KeyboardInterrupt:
+        session.say("interrupted: what was begun is taken back")
+        for name, before in list(begun.items()):
+            _take_back(session, name, before)
+        raise
     return list(results.values())
 
 
-def _one(session: Session, result: Result, *, was_halted: bool, check: bool) -> None:
-    """Update one qube; what was halted is halted again, as new if all went well and as it was if not."""
+def _one(session: Session, result: Result, begun: dict[str, set[str]], *, was_halted: bool, check: bool) -> None:
+    """Update one qube; what was halted is halted again, as new if all went well and as it was if not.
+
+    ``begun`` holds the revisions of each qube that must be taken back if we are interrupted now.
+    """
     name = result.name
     before = set(session.do(calls.volume_revisions(name, "root")))
     forked = {row["qube"] for row in session.do(calls.forkpoint_list()) if row["template"] == name}
+    if was_halted:
+        begun[name] = before
     try:
         _run(session, result, check=check)
-    except BaseException:
-        if was_halted:
+    except CloisonError:
+        if begun.pop(name, None) is not None:
             _take_back(session, name, before)
         raise
+    begun.pop(name, None)
     if was_halted and (check or not result.packages):
         _take_back(session, name, before)  # a look must not make a new revision, nor fork points old
     elif was_halted:

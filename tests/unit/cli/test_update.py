@@ -56,9 +56,10 @@ def test_a_halted_template_changes_only_if_all_went_well(
     monkeypatch.setattr(update, "shut_down", lambda session, name, **how: done.append(f"shut down {name}"))
     result = Result("debian-13")
     try:
-        update._one(FakeSession(), result, was_halted=True, check=False)  # type: ignore[arg-type]
+        update._one(FakeSession(), result, begun := {}, was_halted=True, check=False)  # type: ignore[arg-type]
     except BackendFailed:
         assert fails
+    assert begun == {}
     taken_back = "admin.vm.volume.Revert+root debian-13" in done and "admin.vm.Kill debian-13" in done
     assert taken_back == (not packages) and ("shut down debian-13" in done) == bool(packages)
     assert [what for what in done if "forkpoint.Make" in what] == ["cloison.forkpoint.Make work"] * bool(packages)
@@ -85,3 +86,24 @@ def test_nothing_to_do_is_json_too(cloison: Any, daemon: Any, monkeypatch: pytes
         row.setdefault("features", {})["skip-update"] = "1"
     done = cloison("update", "--check", "--json")
     assert done.code == 0 and json.loads(done.out) == {"qubes": [], "dom0": None, "outdated": []}
+
+
+def test_an_interrupted_update_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[str] = []
+
+    def one(session: Any, result: Result, begun: dict[str, set[str]], **_: Any) -> None:
+        begun[result.name] = {"1"}
+
+    def join(thread: Any, timeout: float | None = None) -> None:
+        raise KeyboardInterrupt
+
+    class Silent:
+        def say(self, text: str) -> None: ...
+
+    monkeypatch.setattr(update, "_one", one)
+    monkeypatch.setattr(update, "_take_back", lambda session, name, before: taken.append(name))
+    monkeypatch.setattr("threading.Thread.start", lambda thread: thread.run())
+    monkeypatch.setattr("threading.Thread.join", join)
+    with pytest.raises(KeyboardInterrupt):
+        update._all(Silent(), ["a"], {"a": {"state": "Halted"}}, check=False)  # type: ignore[arg-type]
+    assert taken == ["a"]
