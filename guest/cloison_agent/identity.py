@@ -137,7 +137,7 @@ def apply_identity(fields: Mapping[str, Any]) -> dict[str, int]:
         _apply_timezone(str(fields["timezone"]))
     done("services")
     if fields.get("private") or fields.get("volatile"):
-        disks.bind_disks("" if fields.get("volatile") else disks.PRIVATE_PLACE)
+        disks.bind_disks() if fields.get("volatile") else disks.bind_private()
         done("bind_disks")
     if fields.get("private"):
         _mount_rw()
@@ -207,7 +207,7 @@ def _apply_timezone(name: str) -> None:
 
 
 def _mount_rw() -> None:
-    device = disks.find_disk("private")
+    device = disks.find_private()
     if device is None:
         raise OSError("the private disk is not there")
     os.makedirs(RW, exist_ok=True)
