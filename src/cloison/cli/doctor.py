@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+import textwrap
+
 import click
 
+from cloison.cli.colours import terminal_width
 from cloison.cli.command import command, json_option
 from cloison.cli.session import Session
 
@@ -29,10 +33,24 @@ def COMMAND(session: Session, as_json: bool) -> None:
         for result in results:
             status = str(getattr(result.status, "value", result.status))
             sign, style = SIGNS.get(status, ("?", ""))
-            click.echo(
-                f"{session.palette.style(sign, style)} {session.palette.bold(result.name)}: {result.found}", color=True
-            )
+            found = _fold(f"{result.name}: {result.found}", "  ").removeprefix(result.name)
+            click.echo(f"{session.palette.style(sign, style)} {session.palette.bold(result.name)}{found}", color=True)
             if result.mend:
-                click.echo(f"    {session.palette.dim('→')} {result.mend}", color=True)
+                click.echo(f"    {session.palette.dim('→')} {_fold(result.mend, '      ')}", color=True)
     if any(str(getattr(r.status, "value", r.status)) == "failed" for r in results):
         raise click.exceptions.Exit(1)
+
+
+def _fold(text: str, indent: str) -> str:
+    """On a terminal, lines between words, indented from the second on; elsewhere one line, for who searches."""
+    if not sys.stdout.isatty():
+        return text
+    folded = textwrap.fill(
+        text,
+        max(40, terminal_width() or 80),
+        initial_indent=indent,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return folded.removeprefix(indent)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import getpass
+import grp
 import os
 import re
 import shutil
@@ -55,8 +56,19 @@ def _mend_kvm(device: Path) -> str:
     if not device.exists():
         return "switch on VT-x or AMD-V in the firmware; in a virtual machine, nested virtualisation on the one below"
     if not os.access(device, os.R_OK | os.W_OK):
-        return f"as root: usermod --append --groups kvm {getpass.getuser()}; then log in again"
+        return f"as root: {_open_device_to(getpass.getuser(), device.stat())}; then log in again"
     return "nothing to do here: only the machine below, whose virtual machine this is, could mend it"
+
+
+def _open_device_to(user: str, device: os.stat_result) -> str:
+    """Joining the device's group is enough only where that group, not root's, may read and write it."""
+    shared = device.st_mode & 0o060 == 0o060 and device.st_gid != 0
+    try:
+        group = grp.getgrgid(device.st_gid).gr_name if shared else "kvm"
+    except KeyError:
+        group = str(device.st_gid)
+    join = f"usermod --append --groups {group} {user}"
+    return join if shared else f"groupadd --force --system kvm; chgrp kvm {KVM_DEVICE}; chmod 660 {KVM_DEVICE}; {join}"
 
 
 def _output(*command: str) -> str:

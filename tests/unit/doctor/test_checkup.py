@@ -166,6 +166,15 @@ def test_the_advice_for_no_kvm_fits_the_reason(
     assert advice in host._mend_kvm(device)
 
 
+@pytest.mark.parametrize(
+    ("mode", "group", "advice"),
+    [(0o660, 5, "usermod"), (0o666, 0, "groupadd"), (0o600, 0, "groupadd"), (0o600, 5, "groupadd")],
+)
+def test_joining_a_group_is_advised_where_it_opens_the_device(mode: int, group: int, advice: str) -> None:
+    device = os.stat_result((0o020000 | mode, 0, 0, 1, 0, group, 0, 0, 0, 0))
+    assert host._open_device_to("me", device).startswith(advice)
+
+
 def test_broken_limits_are_shown_with_file_and_line(ground: Ground) -> None:
     assert system.find_limits(ground).status is Status.OK
     ground.layout.limits.mkdir(parents=True)
