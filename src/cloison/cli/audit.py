@@ -324,13 +324,14 @@ def report_value(report: Report, given_key: bool) -> dict[str, Any]:
 def _show_report(session: Session, report: Report, *, given: bool) -> None:
     if report.fault is not None:
         click.echo(f"{session.palette.error('not whole:')} {report.fault.why}", color=True)
-        if report.fault.number > report.first:
+        if report.fault.number > max(report.first, 1):
             click.echo(f"records {report.first} to {report.fault.number - 1} hang together")
         return
     if not report.lines:
         click.echo("there is no record yet")
         return
-    click.echo(f"whole: records {report.first} to {report.tip.number}, {report.checkpoints} checkpoints")
+    checkpoints = "1 checkpoint" if report.checkpoints == 1 else f"{report.checkpoints} checkpoints"
+    click.echo(f"whole: records {report.first} to {report.tip.number}, {checkpoints}")
     unsigned = report.tip.number - report.signed_until
     if unsigned > 1:
         click.echo(f"the last {unsigned} are not signed yet")

@@ -20,6 +20,7 @@ from cloison.errors import BadRequest
 MAX_INCLUDES = 64
 QUBE_KEYS = frozenset({"class", "label", "template", "features", "tags", "firewall", "notes", "volumes", "build"})
 TABLES = frozenset({"system", "labels", "qubes", "policy"})
+_NUMBER = re.compile(r"0|-?[1-9][0-9]{0,17}", re.ASCII)
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 _VARIABLE = re.compile(r"(\$?)\$\{([A-Za-z0-9_-]+)\}")
 _SIZE = re.compile(r"([0-9]+) ?([KMGT]?)(?:iB|B)?")
@@ -162,7 +163,7 @@ def write_document(document: Document) -> str:
     """TOML that ``read_document`` reads back as the same document."""
     parts = []
     if document.system is not None:
-        parts.append(_section("system", dict(document.system)))
+        parts.append(_section("system", _plain(document.system)))
     if document.labels:
         parts.append(_section("labels", dict(document.labels)))
     parts += [_qube_text(wish) for wish in document.qubes.values()]
@@ -171,11 +172,20 @@ def write_document(document: Document) -> str:
     return "\n".join(parts)
 
 
+def _plain(texts: Mapping[str, str]) -> dict[str, object]:
+    """Whole numbers and truth as people write them; ``_text`` reads each back as the same text."""
+    plain: dict[str, object] = {}
+    for key, text in texts.items():
+        number = _NUMBER.fullmatch(text) is not None
+        plain[key] = text == "True" if text in ("True", "False") else int(text) if number else text
+    return plain
+
+
 def _qube_text(wish: QubeWish) -> str:
     head: dict[str, object] = {} if wish.klass == "AdminVM" else {"class": wish.klass, "label": wish.label}
     if wish.template:
         head["template"] = wish.template
-    head |= wish.properties
+    head |= _plain(wish.properties)
     if wish.tags is not None:
         head["tags"] = sorted(wish.tags)
     if wish.firewall is not None:
