@@ -9,6 +9,8 @@ from cloison_tools.leg import Leg
 
 AGENT_SOCKET = "/run/qubes/qrexec-agent"
 TROUBLE, REFUSED, LOST = 125, 126, 255
+NOBODY_READS = 141
+"""128 and SIGPIPE: as of a local program that writes where nobody reads any more."""
 READ_BYTES = 1 << 18
 
 TYPE_CHECKING = False
@@ -59,6 +61,8 @@ class RemoteCall:
         self._events: list[tuple[int, bytes]] = []
         self.output_lost = False
         """Some of the service's output could not be written here."""
+        self.reader_gone = False
+        """Nobody reads the standard output; whoever ends without the service's exit code ends the call."""
 
     def connect(self) -> None:
         """Wait for the answer; raises CallRefused."""
@@ -104,6 +108,8 @@ class RemoteCall:
                 if kind not in (wire.STDOUT, wire.STDERR):
                     return LOST
                 self._write_out(kind - wire.STDIN, payload)
+                if self.reader_gone and not half_close:
+                    return NOBODY_READS
             while prefix and self._leg.window:
                 piece = prefix[: min(self._leg.window, wire.MAX_PAYLOAD)]
                 prefix = prefix[len(piece) :]
@@ -188,9 +194,10 @@ class RemoteCall:
                 if not payload and stream == 1:
                     shut_writing(fd) if self._half_close else let_go(fd)
                 write_all(fd, payload.translate(table) if table else payload)
-            except OSError:
+            except OSError as error:
                 self._outputs[stream] = -1
                 self.output_lost = True
+                self.reader_gone = stream == 1 and isinstance(error, BrokenPipeError)
         if credit := self._leg.consumed(stream, len(payload)):
             self._send(credit)
 

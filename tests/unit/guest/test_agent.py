@@ -507,6 +507,17 @@ def test_a_local_program_may_end_its_output_and_go_on_reading(host: Host, agent_
     assert process.returncode == 3
 
 
+def test_a_caller_whose_output_nobody_reads_ends_its_call(host: Host, agent_socket: Path) -> None:
+    process = client(agent_socket, "work", "my.Service")
+    call = accept_call(host)
+    host.send(Accepted(call.session))
+    assert process.stdout is not None
+    process.stdout.close()
+    host.send(Data(call.session, 1, b"output"))
+    host.wait(lambda event: isinstance(event, Reset) and event.session == call.session)
+    assert process.wait(DEADLINE_S) == 141
+
+
 def test_a_caller_that_is_killed_resets_its_call(host: Host, agent_socket: Path) -> None:
     process = client(agent_socket, "work", "my.Service")
     call = accept_call(host)
