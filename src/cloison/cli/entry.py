@@ -39,7 +39,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "A whole system as a file": ("export", "plan", "apply"),
     "Templates and storage": ("template", "update", "forkpoint", "volume", "pool"),
     "Who may call whom": ("policy", "limits", "calls", "ask-agent", "audit"),
-    "The system": ("system-prefs", "label", "events", "clock", "suspend-hooks", "daemon", "doctor", "bench"),
+    "The system": ("system-prefs", "label", "events", "clock", "suspend-hooks", "daemon", "doctor", "compat", "bench"),
     "Help": ("help", "completion", "version"),
 }
 """Commands by section, in the order of the help. ``NAME`` lives in ``cloison.cli.NAME`` (``-`` written ``_``)."""

@@ -99,12 +99,14 @@ class HostCall:
 
     ``source``: descriptor of standard input, or None for none. Signals are forwarded while ``run`` runs, if
     ``forward_signals`` (main thread only). With ``terminal`` (a descriptor) its window size is told to the qube.
-    ``on_wait`` is called with True when the call was not accepted within ``WAIT_NOTE_S``, and with False afterwards.
+    ``on_wait`` is called with True when the call was not accepted within ``WAIT_NOTE_S``, and with False afterwards;
+    ``on_accepted`` once, when the other end is there.
     """
 
     def __init__(self, connection: socket.socket, call: Call, source: WindowSource | None, sinks: tuple[Sink, Sink], *,
                  terminal: int | None = None, forward_signals: bool = False,
-                 on_wait: Callable[[bool], None] | None = None) -> None:  # fmt: skip
+                 on_wait: Callable[[bool], None] | None = None,
+                 on_accepted: Callable[[], None] | None = None) -> None:  # fmt: skip
         self._socket = connection
         self._wire = Connection(Role.LEG_CALLER)
         self._call = call
@@ -121,6 +123,7 @@ class HostCall:
         self._over = False
         self._give_up_at: float | None = None
         self._on_wait = on_wait
+        self._on_accepted = on_accepted
         self._note_at = time.monotonic() + WAIT_NOTE_S if on_wait else None
         self._is_noted = False
         self._ended: set[int] = set()
@@ -232,6 +235,8 @@ class HostCall:
                 self._give_credit(event.stream, self._flush(event.stream, sink))
             case Accepted():
                 self._accepted = True
+                if self._on_accepted is not None:
+                    self._on_accepted()
                 if self._source is None:
                     self._outgoing += self._wire.send(Data(LEG_SESSION, Stream.STDIN, b""))
             case Exit():
