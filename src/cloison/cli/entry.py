@@ -183,6 +183,9 @@ def _fill_closed_descriptors() -> None:
 
 
 def _complain_of_use(error: click.UsageError, session: Session) -> int:
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):  # its message is the whole help
+        click.echo(error.format_message(), err=True)
+        return ExitCode.USAGE
     path = error.ctx.command_path if error.ctx is not None else session.program
     message = error.format_message().rstrip(".")
     session.complain(CloisonError(message[:1].lower() + message[1:], hint=f"{path} --help"))

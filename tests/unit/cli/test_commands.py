@@ -197,6 +197,13 @@ def test_wrong_use_is_one_line_with_a_hint_and_2(cloison: Run, words: tuple[str,
     assert "hint: " in done.err
 
 
+def test_a_group_without_a_command_shows_its_help_as_it_is(cloison: Run) -> None:
+    done = cloison("template")
+    assert (done.code, done.out) == (ExitCode.USAGE, "")
+    assert done.err.startswith("Usage: cloison template ")
+    assert "\nExamples:\n" in done.err
+
+
 def test_a_guess_is_offered(cloison: Run) -> None:
     assert "did you mean 'list'?" in cloison("lst").err
     assert "did you mean memory?" in cloison("prefs", "work", "memroy").err
