@@ -36,6 +36,13 @@ QUBES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 """Name, label, further options. The vault never has a network."""
 
 
+SERVICE_QUBES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("sys-net", "red", ("--prop", "netvm=")),
+    ("sys-firewall", "orange", ("--prop", "netvm=sys-net")),
+)
+"""Name, label, further options. Disposables with names: whatever happens in them is gone with their next start."""
+
+
 class Quickstart:
     def __init__(self, started: float, packages_done: float, libraries_done: float) -> None:
         self.console = Console(highlight=False)
@@ -90,6 +97,23 @@ def make_system(quickstart: Quickstart, mirror: str) -> None:
             quickstart.cloison("forkpoint", "make", DISPOSABLE_TEMPLATE, shown=True)
 
 
+def make_network(quickstart: Quickstart) -> None:
+    """work -> sys-firewall -> sys-net -> world. A default netvm that somebody chose is left alone."""
+    qubes = {qube["name"] for qube in quickstart.json("list")}
+    missing = [row for row in SERVICE_QUBES if row[0] not in qubes]
+    if not missing:
+        return
+    with quickstart.step("make sys-net and sys-firewall, and start them"):
+        for name, label, options in missing:
+            quickstart.cloison(
+                "create", "--disp", "--template", DISPOSABLE_TEMPLATE, "--label", label,
+                "--prop", "provides_network=True", *options, name,
+            )  # fmt: skip
+        if len(missing) == len(SERVICE_QUBES):
+            quickstart.cloison("system-prefs", "default_netvm", "sys-firewall")
+        quickstart.cloison("start", "sys-firewall")
+
+
 def measure(quickstart: Quickstart) -> None:
     """The figure that matters most, as a person meets it."""
     quickstart.cloison("run", "--dispvm", "--", "true")
@@ -140,6 +164,7 @@ def main() -> None:
         quickstart.cloison("doctor", shown=True)
     make_system(quickstart, options.mirror)
     measure(quickstart)
+    make_network(quickstart)
     played = Layout.from_environment().data / "scenario-played"
     if options.scenario or (options.scenario is None and not played.exists()):
         play_scenario(quickstart, played)
