@@ -122,6 +122,12 @@ def test_the_list_for_scripts(qvm: Run) -> None:
     assert qvm("qvm-ls")[1].splitlines()[0].split() == ["NAME", "STATE", "CLASS", "LABEL", "TEMPLATE", "NETVM"]
 
 
+def test_the_list_of_networks_has_its_columns(qvm: Run) -> None:
+    code, out, _ = qvm("qvm-ls", "-n")
+    assert code == 0
+    assert [word for word in ("NETVM", "IP", "GATEWAY") if word not in out.splitlines()[0]] == []
+
+
 def test_a_missing_feature_is_1_without_a_word(qvm: Run, daemon: Any) -> None:
     daemon.answers("admin.vm.feature.Get", daemon.refused("QubesFeatureNotFoundError", "no"))
     assert qvm("qvm-features", "work", "a") == (1, "", "")

@@ -38,12 +38,14 @@ def _show_columns(ctx: click.Context, _: click.Parameter, value: bool) -> None:
 @command("qvm-ls", examples=(
     ("qvm-ls", "all qubes"),
     ("qvm-ls --running --raw-list", "names of the running ones"),
+    ("qvm-ls -n", "netvms and addresses"),
     ("qvm-ls --raw-data --fields NAME,STATE,NETVM", "for scripts"),
 ))  # fmt: skip
 @click.argument("names", nargs=-1, metavar="[VMNAME...]")
 @click.option("--all", "everything", is_flag=True, help="All qubes (what it does without names anyway).")
 @click.option("--exclude", multiple=True, metavar="EXCLUDE", help="Leave this one out.")
 @click.option("-o", "--format", "layout", type=click.Choice(list(FORMATS)), default="simple", metavar="FORMAT")
+@click.option("-n", "--network", "layout", flag_value="network", help="As --format network: netvm, addresses.")
 @click.option("-O", "--fields", metavar="FIELD,...", help="Columns.")
 @click.option("-d", "--raw-data", is_flag=True, help="No heading, fields separated by |.")
 @click.option("--raw-list", is_flag=True, help="Names only.")
