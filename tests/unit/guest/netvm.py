@@ -58,10 +58,18 @@ class NameServer:
 
     def _accept(self, _: int) -> None:
         sock, _address = self._tcp.accept()
+        query = bytearray()
 
         def hear(_: int) -> None:
-            answer = self._answer(sock.recv(2000)[2:], self.addresses or [])
+            piece = sock.recv(2000)
+            query.extend(piece)
+            if piece and len(query) < 2 + int.from_bytes(query[:2], "big"):
+                return  # length and question may come in pieces
             loop.remove(sock.fileno())
+            if not piece:
+                sock.close()
+                return
+            answer = self._answer(bytes(query[2:]), self.addresses or [])
             sock.sendall(len(answer).to_bytes(2, "big") + answer)
             sock.close()
 
