@@ -126,6 +126,18 @@ class SizeType(NumberType):
         return int(float(number) * 1024 ** " kmgt".index(unit.lower() or " "))
 
 
+def complete_pool(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Names of pools."""
+
+    def question() -> list[tuple[str, str]]:
+        from cloison.client import Client, calls
+
+        pools = Client(start_daemon=False).do(calls.pool_list(), timeout_s=COMPLETION_TIMEOUT_S)
+        return [(pool, "") for pool in pools]
+
+    return complete_from(question, incomplete)
+
+
 QUBE = QubeType()
 TEMPLATE = QubeType("TemplateVM")
 DISPOSABLE_TEMPLATE = QubeType("AppVM")

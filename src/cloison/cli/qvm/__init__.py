@@ -14,16 +14,21 @@ from pathlib import PurePath
 from cloison.errors import CloisonError
 
 PROGRAMS = {
+    "qvm-block": "device",
     "qvm-check": "check",
     "qvm-clone": "clone",
+    "qvm-console-dispvm": "console",
     "qvm-copy-to-vm": "copying",
     "qvm-create": "create",
+    "qvm-device": "device",
     "qvm-features": "features",
     "qvm-firewall": "firewall",
     "qvm-kill": "power",
     "qvm-ls": "ls",
     "qvm-move-to-vm": "copying",
+    "qvm-notes": "notes",
     "qvm-pause": "power",
+    "qvm-pool": "pool",
     "qvm-prefs": "prefs",
     "qvm-remove": "remove",
     "qvm-run": "run",
