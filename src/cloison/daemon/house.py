@@ -130,81 +130,101 @@ async def built(layout: Layout) -> AsyncIterator[House]:
         ledger = Ledger(store, EventBus())
         auditing = Auditing(layout.audit, ledger, policy)
         stack.push_async_callback(auditing.close)
-        hypervisor = QemuHypervisor(layout.cache)
-        accelerator = await hypervisor.accelerator()
-        pools = _Pools(layout.pools)
-        stack.push_async_callback(pools.close)
-        connector = RelayConnector(Spawner())
-        stack.push_async_callback(connector.close)
-        forkpoints = ForkPoints(layout.forkpoints, hypervisor, connector, make_layer, make_blank, layout.data)
-        stack.push_async_callback(forkpoints.close)
-
-        kernels = Kernels(layout.data / "kernels", told=store.know_kernels)
-        books = Bookkeeping(ledger)
-        ground = Ground(
-            layout, lambda name: books.volumes.pool(name), hypervisor, connector, forkpoints, kernels,
-            functools.partial(_write_run, ledger),
-        )  # fmt: skip
-        committed: list[Templates] = []
-        system = System(ground, books, on_committed=lambda name: committed[0].committed(name))
-        stack.push_async_callback(system.close)
-        books.volumes = Volumes(ledger, system, {"qcow2": PoolDriver(pools.open, ("dir_path",))})
-        books.qubes = Qubes(ledger, system, books.volumes, kept=(kernels,))
-        templates = Templates(
-            system, ledger, books.qubes, functools.partial(build_for_engine, layout.cache), read_boot_files_of
-        )
-        committed.append(templates)
-        network = Network(system, lambda: ledger.inventory, HostWaysOut(), rules_in_force)
-        system.cables = network
-        books.volumes.root_changed = templates.committed
-
-        stopping: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        facade = Facade(layout, accelerator, (host := await hypervisor.host()).qemu_text, host.why, time.time())
-        stock = Stock(system, ledger, books.qubes)
-        stack.push_async_callback(stock.close)
-        books.qubes.leaving = stock.leaving
-        own = DaemonVerbs(facade, system, templates, ledger, stock, auditing, lambda kill: _tell(stopping, kill))
-        properties = Properties(ledger, system, books.volumes)
-        properties.follow_netvm = network.settle
-        errands = Errands(system, ledger)
-        stack.push_async_callback(errands.close)
-        targets = EngineTargets(system, ledger, books.qubes, stock, lambda: picture_for_policy(desk))
-        limits = Limits()
-        store_of_policy = PolicyStore(layout.policy, layout.runtime_policy, layout.legacy_policy)
-        questions = open_desk(Memory(store_of_policy, policy), targets, ledger, limits)
-        desk = Desk(
-            ledger,
-            books.qubes,
-            properties,
-            books.volumes,
-            system,
-            errands,
-            own,
-            layout.data / "imports",
-            may_know(policy, targets),
-            door := Door(ledger, questions),
-        )
-        stack.callback(door.close)
-        admin = Admin(desk, auditing.witness)
-        builtins = {
-            **admin_handlers(admin), **policy_handlers(store_of_policy, policy, targets.system_info),
-            **guest_handlers(ledger, system), "cloison.Consent": consent,
-        }  # fmt: skip
-        dom0 = Dom0Services(layout.services, builtins, stdin_bytes=limits.builtin_stdin_bytes)
-        broker = Broker(
-            targets, policy, auditing, dom0, limits=limits, limit_rules=LimitSource(layout.limits),
-            policy_hash=lambda: policy.digest, ask=questions.ask, tell=door.tell,
-        )  # fmt: skip
-        door.broker = broker
-        connector.on_call, connector.on_gone = broker.on_call, broker.on_gone
-
+        works = await _open_works(layout, store, ledger, stack)
+        house = await _open_doors(layout, ledger, policy, auditing, works, stack)
         auditing.begin()
-        await books.volumes.sweep()
-        await recover(system, _read_runs(ledger), _leftovers(ledger))
-        await network.recover()
-        system.own(network.follow(ledger.bus.subscribe()), "changes of the network")
-        await templates.learn_revisions()
-        yield House(layout, ledger, system, templates, stock, admin, broker, errands, stopping)
+        await works.books.volumes.sweep()
+        await recover(works.system, _read_runs(ledger), _leftovers(ledger))
+        await works.network.recover()
+        works.system.own(works.network.follow(ledger.bus.subscribe()), "changes of the network")
+        await works.templates.learn_revisions()
+        yield house
+
+
+@dataclass
+class _Works:
+    """What can act and decides nothing: the engine on its drivers."""
+
+    hypervisor: QemuHypervisor
+    connector: RelayConnector
+    books: Bookkeeping
+    system: System
+    templates: Templates
+    network: Network
+    stock: Stock
+    properties: Properties
+    errands: Errands
+
+
+async def _open_works(layout: Layout, store: Store, ledger: Ledger, stack: AsyncExitStack) -> _Works:
+    hypervisor = QemuHypervisor(layout.cache)
+    await hypervisor.accelerator()  # found out once, before anybody waits for it
+    pools = _Pools(layout.pools)
+    stack.push_async_callback(pools.close)
+    connector = RelayConnector(Spawner())
+    stack.push_async_callback(connector.close)
+    forkpoints = ForkPoints(layout.forkpoints, hypervisor, connector, make_layer, make_blank, layout.data)
+    stack.push_async_callback(forkpoints.close)
+    kernels = Kernels(layout.data / "kernels", told=store.know_kernels)
+    books = Bookkeeping(ledger)
+    ground = Ground(
+        layout, lambda name: books.volumes.pool(name), hypervisor, connector, forkpoints, kernels,
+        functools.partial(_write_run, ledger),
+    )  # fmt: skip
+    committed: list[Templates] = []
+    system = System(ground, books, on_committed=lambda name: committed[0].committed(name))
+    stack.push_async_callback(system.close)
+    books.volumes = Volumes(ledger, system, {"qcow2": PoolDriver(pools.open, ("dir_path",))})
+    books.qubes = Qubes(ledger, system, books.volumes, kept=(kernels,))
+    templates = Templates(
+        system, ledger, books.qubes, functools.partial(build_for_engine, layout.cache), read_boot_files_of
+    )
+    committed.append(templates)
+    books.volumes.root_changed = templates.committed
+    network = Network(system, lambda: ledger.inventory, HostWaysOut(), rules_in_force)
+    system.cables = network
+    stock = Stock(system, ledger, books.qubes)
+    stack.push_async_callback(stock.close)
+    books.qubes.leaving = stock.leaving
+    properties = Properties(ledger, system, books.volumes)
+    properties.follow_netvm = network.settle
+    errands = Errands(system, ledger)
+    stack.push_async_callback(errands.close)
+    return _Works(hypervisor, connector, books, system, templates, network, stock, properties, errands)
+
+
+async def _open_doors(
+    layout: Layout, ledger: Ledger, policy: PolicySource, auditing: Auditing, works: _Works, stack: AsyncExitStack
+) -> House:
+    """The two doors where deciding meets acting: the Admin API and the broker."""
+    system, books, stock = works.system, works.books, works.stock
+    stopping: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+    accelerator, host = await works.hypervisor.accelerator(), await works.hypervisor.host()
+    facade = Facade(layout, accelerator, host.qemu_text, host.why, time.time())
+    own = DaemonVerbs(facade, system, works.templates, ledger, stock, auditing, lambda kill: _tell(stopping, kill))
+    targets = EngineTargets(system, ledger, books.qubes, stock, lambda: picture_for_policy(desk))
+    limits = Limits()
+    files = PolicyStore(layout.policy, layout.runtime_policy, layout.legacy_policy)
+    questions = open_desk(Memory(files, policy), targets, ledger, limits)
+    door = Door(ledger, questions)
+    stack.callback(door.close)
+    desk = Desk(
+        ledger, books.qubes, works.properties, books.volumes, system, works.errands, own, layout.data / "imports",
+        may_know(policy, targets), door,
+    )  # fmt: skip
+    admin = Admin(desk, auditing.witness)
+    builtins = {
+        **admin_handlers(admin), **policy_handlers(files, policy, targets.system_info),
+        **guest_handlers(ledger, system), "cloison.Consent": consent,
+    }  # fmt: skip
+    dom0 = Dom0Services(layout.services, builtins, stdin_bytes=limits.builtin_stdin_bytes)
+    broker = Broker(
+        targets, policy, auditing, dom0, limits=limits, limit_rules=LimitSource(layout.limits),
+        policy_hash=lambda: policy.digest, ask=questions.ask, tell=door.tell,
+    )  # fmt: skip
+    door.broker = broker
+    works.connector.on_call, works.connector.on_gone = broker.on_call, broker.on_gone
+    return House(layout, ledger, system, works.templates, stock, admin, broker, works.errands, stopping)
 
 
 def rules_in_force(inventory: Inventory, name: QubeName) -> str:
