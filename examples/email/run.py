@@ -158,7 +158,9 @@ def play(scenario: Scenario) -> None:
 
 
 def indented(text: str) -> str:
-    return "\n".join(f"    | {line}" for line in text.strip().splitlines())
+    """With one empty line where the page left many."""
+    squeezed = re.sub(r"\n(\s*\n){2,}", "\n\n", text.strip())
+    return "\n".join(f"    | {line}".rstrip() for line in squeezed.splitlines())
 
 
 def open_hostile(scenario: Scenario) -> str:
