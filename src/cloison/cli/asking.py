@@ -81,6 +81,12 @@ def _first(data: bytes) -> bytes | None:
     return None if len(data) < 18 else data[:2]
 
 
+def _state_of_rest(state: AskState) -> str:
+    if state.is_connected:
+        return "No question is open."
+    return "The daemon is not there." if state.was_connected else "Looking for the daemon…"
+
+
 def draw(state: AskState, palette: Palette, width: int, height: int) -> list[str]:
     """At most ``height`` lines of at most ``width`` columns."""
     if width < MIN_WIDTH or height < MIN_HEIGHT:
@@ -89,7 +95,7 @@ def draw(state: AskState, palette: Palette, width: int, height: int) -> list[str
     head = _head(state, palette, width)
     foot = _foot(state, palette, width)
     if question is None:
-        body = ["", _cut("  No question is open." if state.is_connected else "  The daemon is not there.", width)]
+        body = ["", _cut(f"  {_state_of_rest(state)}", width)]
         room = height - len(head) - len(foot) - len(body)
     else:
         body = _about(question, palette, width)

@@ -254,9 +254,15 @@ def _detail(fields: dict[str, Any]) -> str:
     parts += [f"{name}={fields[name]}" for name in ("count", "refused", "until") if fields.get(name)]
     if "at_ns" in fields:
         parts.append("written late")
-    if fields.get("reason") and fields.get("event") != "allowed":
-        parts.append(str(fields["reason"]))
+    if fields.get("event") != "allowed" and (reason := _reason_beyond_rule(fields)):
+        parts.append(reason)
     return ", ".join(parts)
+
+
+def _reason_beyond_rule(fields: dict[str, Any]) -> str:
+    """The reason without the place of the rule, which stands before it already."""
+    reason, rule = str(fields.get("reason") or ""), str(fields.get("rule") or "")
+    return reason if not rule else "" if reason == f"denied by {rule}" else reason.removesuffix(f" (asked by {rule})")
 
 
 def _number(value: object) -> float:

@@ -153,6 +153,8 @@ class AskState:
         self.armed_at = 0.0
         self.is_remembering = False
         self.is_connected = False
+        self.was_connected = False
+        """Until then a daemon that does not answer is being looked for, not missing."""
         self.message = ""
         self.notices: deque[Notice] = deque(maxlen=NOTICES_KEPT)
 
@@ -207,7 +209,7 @@ class AskState:
             case "notice":
                 self.notices.append(Notice.parse(value))
             case "ready":
-                self.is_connected = True
+                self.is_connected = self.was_connected = True
         return False
 
     def connecting(self) -> None:

@@ -7,6 +7,7 @@ verdicts.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from html import escape
@@ -20,6 +21,7 @@ from cloison.policy.verdicts import Allow, Ask, Deny
 _ALLOW_COLOUR, _ASK_COLOUR, _NEUTRAL = "red", "orange", "grey"
 _SVG_COLOURS = {"black": "#000000", "gray": "#888888", "red": "#cc0000", "orange": "#f57900", "yellow": "#edd400",
                 "green": "#73d216", "blue": "#3465a4", "purple": "#75507b"}  # fmt: skip
+_COLOUR_NUMBER = re.compile(r"0x[0-9a-fA-F]{6}", re.ASCII)
 
 
 @dataclass(frozen=True, order=True)
@@ -104,8 +106,12 @@ def _nodes(edges: list[Edge]) -> list[str]:
 
 
 def _colour_of(system: SystemInfo, name: str) -> str:
+    """A label is told as its colour's number (0xRRGGBB), in files made by hand perhaps as a word."""
     looks = system.looks.get(name)
-    return looks.label if looks is not None and looks.label in _SVG_COLOURS else "black"
+    label = looks.label if looks is not None else ""
+    if _COLOUR_NUMBER.fullmatch(label):
+        return f"#{label[2:]}"
+    return label if label in _SVG_COLOURS else "black"
 
 
 def write_dot(edges: list[Edge], system: SystemInfo, *, labels: bool = True) -> str:
@@ -182,7 +188,7 @@ def _node(name: str, spot: tuple[float, float], centre_x: float, colour: str) ->
     on_right = x >= centre_x
     anchor, text_x = ("start", x + 9) if on_right else ("end", x - 9)
     dashes = ' stroke-dasharray="2 2"' if name.startswith("@") else ""
-    fill = "white" if name.startswith("@") else _SVG_COLOURS[colour]
+    fill = "white" if name.startswith("@") else _SVG_COLOURS.get(colour, colour)
     return (
         f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{fill}" stroke="{_NEUTRAL}"{dashes}/>'
         f'<text x="{text_x:.1f}" y="{y + 4:.1f}" text-anchor="{anchor}">{escape(name)}</text>'

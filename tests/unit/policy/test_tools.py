@@ -159,6 +159,14 @@ def test_asked_calls_are_shown_on_demand(policy_dir: Path, write: Write, system:
     assert [(e.target, e.label) for e in asked if e.verdict == "ask"] == [("vault", "s+x")]
 
 
+def test_drawings_have_the_colours_of_labels(policy: PolicySet):
+    system = SystemInfo.parse({"domains": {"a": {"label": "0xCC0001"}, "b": {"label": "green"}, "c": {"label": "0x1"}}})
+    edges = find_edges(policy, system, Filters())
+    dot = write_dot(edges, system)
+    assert '"a" [color="#CC0001"]' in dot and '"b" [color="green"]' in dot and '"c" [color="black"]' in dot
+    assert 'fill="#CC0001"' in write_svg(edges, system)
+
+
 def test_drawings_are_well_formed(policy: PolicySet):
     hostile = SystemInfo.parse({"domains": {'a"<&>\\': {"label": 'red"/>'}, "b": {"label": "green"}}})
     edges = find_edges(policy, hostile, Filters())
