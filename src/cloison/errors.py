@@ -149,6 +149,16 @@ class DeviceAlreadyAssigned(NotNow):
     wire_name = "DeviceAlreadyAssigned"
 
 
+class UnknownAssignmentMode(BadRequest):
+    wire_name = "QubesUnrecognizedDeviceAssignmentMode"
+
+
+class NotMadeYet(BadRequest):
+    """A method that clients know and that is not there yet."""
+
+    wire_name = "QubesNotImplementedError"
+
+
 class StateDamaged(BackendFailed):
     """The database cannot be trusted; nothing was changed in it."""
 

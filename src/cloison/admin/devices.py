@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from cloison.admin.methods import Answer, Call, Desk, Dest, Handler, Method, Need, Scope, lines, target
+from cloison.admin.methods import Answer, Call, Desk, Dest, Handler, Method, Need, Scope, lines, named_qube, target
 from cloison.admin.system import DEVICE_CLASSES
 from cloison.engine import events as e
 from cloison.errors import (
@@ -20,6 +20,7 @@ from cloison.errors import (
     DeviceNotFound,
     ProtocolError,
     QubeNotRunning,
+    UnknownAssignmentMode,
 )
 from cloison.model.names import QubeName, parse_qube_name
 from cloison.model.qube import Assignment, Qube
@@ -106,7 +107,7 @@ async def list_nothing(_desk: Desk, call: Call) -> Answer:
 async def assign(desk: Desk, call: Call) -> Answer:
     devclass = _devclass(call)
     backend, port, device_id = parse_device(call.arg)
-    desk.inventory.qube(backend)
+    named_qube(desk, call, backend)
     pairs = parse_pairs(call.text)
     _check_agreement(pairs, backend, port, device_id, devclass)
     mode = pairs.get("mode", "")
@@ -167,7 +168,7 @@ async def unassign(desk: Desk, call: Call) -> Answer:
 async def set_assignment(desk: Desk, call: Call) -> Answer:
     found = _get(desk, call)
     if call.text not in MODES:
-        raise BadRequest(f"an assignment's mode is one of {', '.join(MODES)}")
+        raise UnknownAssignmentMode(f"an assignment's mode is one of {', '.join(MODES)}")
     device = f"{found.backend}:{found.port}:{found.device_id}"
     with desk.ledger.change(e.DeviceAssignmentChanged(call.dest, found.devclass, device)) as records:
         records.put_assignment(call.dest, replace(found, mode=call.text))
@@ -176,7 +177,7 @@ async def set_assignment(desk: Desk, call: Call) -> Answer:
 
 async def attach(desk: Desk, call: Call) -> Answer:
     backend, port, _ = parse_device(call.arg)
-    desk.inventory.qube(backend)
+    named_qube(desk, call, backend)
     if not desk.running.is_running(call.dest):
         raise QubeNotRunning(f"{call.dest} is not running")
     raise DeviceNotFound(f"{backend} exposes no {_devclass(call)} device {port}")

@@ -10,7 +10,7 @@ import logging
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 
-from cloison.admin import devices, door, ownmethods, settings, storage, system, vms
+from cloison.admin import backups, devices, door, ownmethods, settings, storage, system, vms
 from cloison.admin.framing import Request, encode_error, encode_failure, encode_ok
 from cloison.admin.methods import Answer, Call, Desk, Dest, Method, Need, Scope, TellEnd, Witness, nothing_to_tell
 from cloison.admin.uploads import Upload
@@ -58,6 +58,7 @@ METHODS: Mapping[str, Method] = _table(
         *storage.METHODS,
         *system.METHODS,
         *devices.METHODS,
+        *backups.METHODS,
         *ownmethods.METHODS,
         *door.METHODS,
         Method("cloison.method.List", Dest.DOM0, Need.NONE, Need.NONE, Scope.GLOBAL_RO, "This table.", list_methods),

@@ -17,7 +17,7 @@ from cloison.engine.properties import Properties
 from cloison.engine.qubes import Qubes
 from cloison.engine.running import RunningVerbs
 from cloison.engine.volumes import Volumes
-from cloison.errors import ProtocolError
+from cloison.errors import ProtocolError, QubeNotFound
 from cloison.model.inventory import Inventory
 from cloison.model.names import DOM0, QubeName
 from cloison.model.qube import Qube
@@ -162,6 +162,18 @@ class Method:
                 raise ProtocolError(f"{self.name} takes no {what}")
             if need is Need.REQUIRED and not given:
                 raise ProtocolError(f"{self.name} needs {'an' if what[0] == 'a' else 'a'} {what}")
+
+
+def may_know(desk: Desk, call: Call, name: QubeName) -> bool:
+    """Whether the caller may know that the qube exists: whether ``admin.vm.List`` would show it."""
+    return call.source in (DOM0, name) or desk.permits(call.source, "admin.vm.List", "", name)
+
+
+def named_qube(desk: Desk, call: Call, name: QubeName) -> Qube:
+    """A qube that the argument or the payload names; QubeNotFound also for one that the caller may not know."""
+    if not may_know(desk, call, name):
+        raise QubeNotFound(name)
+    return desk.inventory.qube(name)
 
 
 def target(desk: Desk, call: Call) -> Qube:

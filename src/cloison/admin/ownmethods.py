@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
 from cloison.admin.framing import encode_event, encode_ok
-from cloison.admin.methods import Answer, Call, Desk, Dest, Method, Need, Scope, Streamer, target
+from cloison.admin.methods import Answer, Call, Desk, Dest, Method, Need, Scope, Streamer, may_know, target
 from cloison.admin.own import Progress, Report
 from cloison.admin.vms import known_qubes, state_of
 from cloison.errors import BadRequest, NoSuchProperty, ProtocolError
@@ -232,8 +232,12 @@ async def erase_audit(desk: Desk, call: Call) -> Answer:
     return _dump({"erased": await desk.own.erase_audit(call.arg)})
 
 
-async def list_templates(desk: Desk, _call: Call) -> Answer:
-    return _dump([dict(row) for row in await desk.own.templates()])
+async def list_templates(desk: Desk, call: Call) -> Answer:
+    rows = [dict(row) for row in await desk.own.templates() if may_know(desk, call, row["name"])]
+    for row in rows:
+        for key in {"qubes", "outdated"} & row.keys():
+            row[key] = [name for name in row[key] if may_know(desk, call, name)]
+    return _dump(rows)
 
 
 async def list_forkpoints(desk: Desk, _call: Call) -> Answer:

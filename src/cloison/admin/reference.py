@@ -19,7 +19,7 @@ from cloison.model.values import Value, format_value
 _DEST = {Dest.DOM0: "dom0", Dest.QUBE: "a qube", Dest.ANY: "any"}
 _NEED = {Need.NONE: "", Need.REQUIRED: "yes", Need.OPTIONAL: "may"}
 _MODE = {Mode.RW: "read, write", Mode.ONCE: "set at creation", Mode.COMPUTED: "computed"}
-_SCOPE = {
+INCLUDES = {
     Scope.LOCAL_RO: "admin-local-ro",
     Scope.LOCAL_RW: "admin-local-rwx",
     Scope.LOCAL_X: "admin-local-rwx",
@@ -29,10 +29,22 @@ _SCOPE = {
     Scope.INTERNAL: "dom0 only",
 }
 _MISSING = (
-    ("admin.backup.Info, Execute, Cancel", "ProtocolError (no such method)", "backups are not there yet"),
+    ("admin.backup.Info, Execute, Cancel", "QubesNotImplementedError", "backups are not there yet"),
     ("admin.vm.device.*.Available, Attached", "empty list", "no qube exposes devices yet"),
-    ("admin.vm.device.*.Attach", "UnrecognizedDevice", "as above"),
-    ("admin.vm.Suspend, Resume", "pause and unpause", "no suspend to memory inside guests yet"),
+    ("admin.vm.device.*.Attach", "UnrecognizedDevice",
+     "as above; the reference's ProtocolError for an unknown device ends the stock tools with a traceback"),
+    ("admin.vm.device.*.Assign with mode manual", "QubesValueError", "the reference closes without an answer"),
+    ("admin.vm.Suspend, Resume", "the guest is told, then pause and unpause",
+     "no suspend to memory inside guests yet"),
+    ("admin.vm.Create.AdminVM, CreateInPool.AdminVM", "QubesValueError", "there is one AdminVM, dom0"),
+    ("admin.vm.Console from a qube", "the path of a socket of the host", "no console is carried to qubes"),
+    ("admin.vm.volume.Import, ImportWithSize from a qube", "at most 1 MiB of data",
+     "calls to services of dom0 are answered after their whole input; on the socket there is no such limit"),
+    ("admin.vm.volume.Info, path", "empty", "volumes are files of the daemon; nobody else opens them"),
+    ("admin.pool.volume.* other than List", "ProtocolError (no such method)", "the reference has none either"),
+    ("start of a named disposable that fails", "the qube stays", "the reference removes it: data would be lost"),
+    ("a bad firewall rule, feature name, creation; an unknown revision; setting name, qid or uuid", "the named error",
+     "the reference closes without an answer"),
     ("admin.vm.volume.Set.revisions_to_keep with -1", "QubesValueError",
      "a template and what is based on it can always run together, so snapshots cannot be switched off"),
     ("admin.vm.CreateDisposable+preload", "accepted, nothing happens", "the daemon fills the stock by itself"),
@@ -57,6 +69,17 @@ def methods_page() -> str:
             "Qubes reach the same methods through their calls to dom0, if the policy allows; the last column names the",
             "policy include file that a rule for the method belongs to.",
             "",
+            "## From qubes",
+            "",
+            "A management qube calls the method as a service: `qrexec-client-vm DESTINATION METHOD+ARGUMENT`, the payload",
+            "on standard input, the same answer on standard output. The policy decides by method, argument, caller and",
+            "destination; rules must say `target=dom0`. What a qube may know is what `admin.vm.List` on that qube is",
+            "allowed for: other qubes are in no list, and one that is named in an argument or a payload is answered for",
+            "as if it did not exist. A record of `admin.Events` is sent if the policy allows `admin.Events+EVENT` (each",
+            "`:` turned into `_`) on the qube that it is about, on dom0 for the system's own; the policy is asked while",
+            "the event happens. `ask` counts as no in both. An example of a qube with little power:",
+            "[examples/sys-admin](../examples/sys-admin/README.md).",
+            "",
             "## Methods of Qubes OS",
             "",
             *_method_table(theirs),
@@ -79,7 +102,7 @@ def _method_table(rows: Iterable[Method]) -> list[str]:
     return _table(
         ("method", "to", "argument", "payload", "what it does", "policy include"),
         (
-            (f"`{row.name}`", _DEST[row.dest], _NEED[row.arg], _NEED[row.payload], row.doc, _SCOPE[row.scope])
+            (f"`{row.name}`", _DEST[row.dest], _NEED[row.arg], _NEED[row.payload], row.doc, INCLUDES[row.scope])
             for row in sorted(rows, key=lambda row: row.name)
         ),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from cloison.admin.methods import Answer, Call, Desk, Dest, Handler, Method, Need, Scope, lines, target
+from cloison.admin.methods import Answer, Call, Desk, Dest, Handler, Method, Need, Scope, lines, may_know, target
 from cloison.engine import events as e
 from cloison.engine import features
 from cloison.engine.properties import find_property
@@ -70,7 +70,7 @@ def help_text(prop: Property) -> str:
 
 
 async def set_property(desk: Desk, call: Call) -> Answer:
-    await desk.properties.set(call.dest, call.arg, call.text)
+    await desk.properties.set(call.dest, call.arg, call.text, lambda named: may_know(desk, call, named))
     return ""
 
 
@@ -111,7 +111,7 @@ async def get_setting_help(_desk: Desk, call: Call) -> Answer:
 
 
 async def set_setting(desk: Desk, call: Call) -> Answer:
-    desk.properties.set_setting(call.arg, call.text)
+    desk.properties.set_setting(call.arg, call.text, lambda named: may_know(desk, call, named))
     return ""
 
 

@@ -15,6 +15,7 @@ from cloison.admin.methods import (
     Need,
     Scope,
     lines,
+    may_know,
     parse_bool_payload,
     target,
 )  # fmt: skip
@@ -205,7 +206,13 @@ async def pool_usage(desk: Desk, call: Call) -> Answer:
 async def pool_volumes(desk: Desk, call: Call) -> Answer:
     if _is_kernel_pool(call):
         return lines((KERNEL_OF_TEMPLATE, *desk.inventory.host.kernels))
-    return lines(sorted(await desk.volumes.pool(call.arg).volumes()))
+    hidden = {
+        volume.vid
+        for qube in desk.inventory
+        for volume in qube.volumes.values()
+        if volume.pool == call.arg and not may_know(desk, call, qube.name)
+    }
+    return lines(sorted(set(await desk.volumes.pool(call.arg).volumes()) - hidden))
 
 
 async def add_pool(desk: Desk, call: Call) -> Answer:

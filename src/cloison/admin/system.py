@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 
 from cloison.admin import eventnames
 from cloison.admin.framing import encode_event
@@ -11,12 +13,14 @@ from cloison.admin.methods import Answer, Call, Desk, Dest, Method, Need, Scope,
 from cloison.admin.vms import state_of
 from cloison.engine import events as e
 from cloison.engine.labels import create_label, remove_label
-from cloison.model.names import DOM0
+from cloison.model.names import DOM0, QubeName
 from cloison.model.properties import properties_of
 from cloison.model.qube import Qube
 from cloison.model.values import Value
 
+log = logging.getLogger(__name__)
 DEVICE_CLASSES = ("block", "mic", "pci", "usb")
+REMOVED = "domain-delete"
 
 
 async def list_labels(desk: Desk, _call: Call) -> Answer:
@@ -78,26 +82,63 @@ def _seen_by_policy(desk: Desk, qube: Qube) -> dict[str, object]:
 
 async def stream_events(desk: Desk, call: Call) -> AsyncIterator[bytes]:
     """To dom0: everything (that the caller may know); to a qube: what happens to that one."""
-    subscription = desk.ledger.bus.subscribe()
+    subscription = desk.ledger.bus.subscribe(sieve=e.everything if call.source == DOM0 else _Sieve(desk, call))
     try:
         yield encode_event("", "connection-established", {})
         async for event in subscription:
             if isinstance(event, e.SubscriptionDropped):
                 yield encode_event("", "connection-dropped", {"reason": event.reason})
                 return
-            wanted = [data for record, data in eventnames.encode(event) if _is_wanted(desk, call, record)]
+            if isinstance(event, _Passed):
+                yield event.data
+                continue
+            wanted = [data for record, data in eventnames.encode(event) if call.dest in (DOM0, record.subject)]
             if wanted:
                 yield b"".join(wanted)
     finally:
         subscription.close()
 
 
-def _is_wanted(desk: Desk, call: Call, record: eventnames.Record) -> bool:
-    if call.dest not in (DOM0, record.subject):
-        return False
-    if call.source == DOM0:
-        return True
-    return desk.permits(call.source, "admin.Events", record.name.replace(":", "_"), record.about or DOM0)
+@dataclass(frozen=True)
+class _Passed(e.Event):
+    """The records of an event that a qube may know."""
+
+    data: bytes
+
+
+class _Sieve:
+    """Asks the policy while an event happens: about each record, ``admin.Events+EVENT`` to the qube that it is about.
+
+    A qube that has been removed is in no policy's sight any more, so it is asked about when its removal begins.
+    """
+
+    def __init__(self, desk: Desk, call: Call) -> None:
+        self._desk = desk
+        self._call = call
+        self._leaving: dict[QubeName, bool] = {}
+
+    def __call__(self, event: e.Event) -> e.Event | None:
+        try:
+            if isinstance(event, e.QubeRemovalRequested):
+                self._leaving[event.qube] = self._permits(REMOVED, event.qube)
+            wanted = [data for record, data in eventnames.encode(event) if self._wants(record)]
+            if isinstance(event, e.QubeRemoved):
+                self._leaving.pop(event.qube, None)
+        except Exception:
+            # A border: what cannot be decided is not told, and whoever changes something is not troubled.
+            log.exception("whether %s may know of an event could not be decided", self._call.source)
+            return None
+        return _Passed(b"".join(wanted)) if wanted else None
+
+    def _wants(self, record: eventnames.Record) -> bool:
+        if self._call.dest not in (DOM0, record.subject):
+            return False
+        if record.name == REMOVED and record.about is not None:
+            return self._leaving.get(record.about, False)
+        return self._permits(record.name, record.about or DOM0)
+
+    def _permits(self, name: str, about: QubeName) -> bool:
+        return self._desk.permits(self._call.source, "admin.Events", name.replace(":", "_"), about)
 
 
 _NO, _YES = Need.NONE, Need.REQUIRED

@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Mapping
 
 from cloison.admin.framing import encode_event
-from cloison.admin.methods import Answer, Call, Desk, Dest, Handler, Method, Need, Scope, lines, target
+from cloison.admin.methods import Answer, Call, Desk, Dest, Handler, Method, Need, Scope, lines, may_know, target
 from cloison.engine.features import add_tag
 from cloison.engine.qubes import Wish
 from cloison.errors import BadRequest, NotNow, ProtocolError, QubeNotHalted, QubeNotRunning, Refused
@@ -59,7 +59,11 @@ def _creator(klass: Klass, *, with_pools: bool) -> Handler:
     async def create(desk: Desk, call: Call) -> Answer:
         name, label, pools = _parse_creation(klass, call.text, with_pools=with_pools)
         template = parse_qube_name(call.arg) if call.arg else None
-        qube = await desk.qubes.create(Wish(klass, name, label, template, pools, source=call.source))
+        wish = Wish(
+            klass, name, label, template, pools, source=call.source,
+            may_name=lambda named: may_know(desk, call, named),
+        )  # fmt: skip
+        qube = await desk.qubes.create(wish)
         _apply_creator_features(desk, call.source, qube)
         return ""
 

@@ -8,19 +8,30 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 
 from cloison.admin.dispatch import METHODS, Admin
+from cloison.admin.framing import encode_failure
 from cloison.admin.methods import Permits, Scope
 from cloison.daemon.targets import EngineTargets
-from cloison.errors import BadRequest
+from cloison.errors import BadRequest, QubeNotFound
 from cloison.model.names import DOM0, QubeName
 from cloison.policy import Allow, PolicySource, Request
 from cloison.qrexec.ports import Handler, ServiceCall
+
+NOBODY = ("", "@default")
+"""What a target that does not exist has become by now. It must never come to mean dom0: a rule that lets a qube change
+any other one would let it change dom0 by a name that nobody has."""
+
+
+async def _nobody() -> AsyncIterator[bytes]:
+    yield encode_failure(QubeNotFound("@default"))
 
 
 def admin_handlers(admin: Admin) -> Mapping[str, Handler]:
     """Every method that qubes may be allowed to call, as a service of dom0."""
 
     async def serve(call: ServiceCall, stdin: bytes) -> AsyncIterator[bytes]:
-        dest = DOM0 if call.requested_target in ("", "@adminvm", "@default") else call.requested_target
+        if call.requested_target in NOBODY:
+            return _nobody()
+        dest = DOM0 if call.requested_target == "@adminvm" else call.requested_target
         return admin.stream(call.source, dest, call.service, call.argument, stdin)
 
     return dict.fromkeys((name for name, row in METHODS.items() if row.scope is not Scope.INTERNAL), serve)

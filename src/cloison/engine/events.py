@@ -356,19 +356,31 @@ class SubscriptionDropped(Event):
     reason: str
 
 
+Sieve = Callable[[Event], Event | None]
+"""What a listener gets of an event, or None. Asked while the event happens, when what it is about can still be seen:
+later the qube may be gone. Must not raise."""
+
+
+def everything(event: Event) -> Event:
+    """The sieve of those who may know all."""
+    return event
+
+
 class Subscription:
     """An asynchronous iterator over events since it was made; ends after ``close`` or ``SubscriptionDropped``."""
 
-    def __init__(self, limit: int, on_close: Callable[[Subscription], None]) -> None:
+    def __init__(self, limit: int, sieve: Sieve, on_close: Callable[[Subscription], None]) -> None:
         self._limit = limit
+        self._sieve = sieve
         self._on_close = on_close
         self._queue: deque[Event] = deque()
         self._waiter: asyncio.Future[None] | None = None
         self._closed = False
 
     def _push(self, event: Event) -> None:
-        if self._closed:
+        if self._closed or (passed := self._sieve(event)) is None:
             return
+        event = passed
         if len(self._queue) >= self._limit:
             self._queue.clear()
             event = SubscriptionDropped(f"more than {self._limit} events were waiting to be read")
@@ -420,8 +432,8 @@ class EventBus:
         for subscription in tuple(self._subscriptions):
             subscription._push(event)
 
-    def subscribe(self, limit: int = DEFAULT_LIMIT) -> Subscription:
-        subscription = Subscription(limit, lambda closed: self._subscriptions.pop(closed, None) and None)
+    def subscribe(self, limit: int = DEFAULT_LIMIT, sieve: Sieve = everything) -> Subscription:
+        subscription = Subscription(limit, sieve, lambda closed: self._subscriptions.pop(closed, None) and None)
         self._subscriptions[subscription] = None
         return subscription
 

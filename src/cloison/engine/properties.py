@@ -11,16 +11,17 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from cloison.drivers.state.base import Transaction
 from cloison.engine import events as e
 from cloison.engine.inventory import Ledger
+from cloison.engine.qubes import MayName
 from cloison.engine.running import Seats
 from cloison.engine.volumes import Volumes
-from cloison.errors import BadPropertyValue, NoSuchProperty
+from cloison.errors import BadPropertyValue, NoSuchProperty, QubeNotFound
 from cloison.model import rules
 from cloison.model.classes import Klass
 from cloison.model.inventory import Inventory
 from cloison.model.names import QubeName
 from cloison.model.properties import GLOBAL_PROPERTIES, QUBE_PROPERTIES, Mode, Property, properties_of
 from cloison.model.qube import Qube
-from cloison.model.values import Value
+from cloison.model.values import PropertyType, Value
 
 ICON_FOLLOWS = ("label", "template_for_dispvms")
 ROLE_TAGS = {"guivm": "guivm-", "audiovm": "audiovm-"}
@@ -64,25 +65,28 @@ class Properties:
         self.follow_netvm: Callable[[QubeName], Awaitable[None]] = _nobody_follows
         """Makes a running qube's cable what its netvm now is."""
 
-    async def set(self, name: QubeName, property_name: str, untrusted_text: str) -> None:
+    async def set(
+        self, name: QubeName, property_name: str, untrusted_text: str, may_name: MayName = lambda _: True
+    ) -> None:
         """Set it, explicitly, also to the value it has. Raises what ``model.rules`` raises."""
         qube = self._ledger.inventory.qube(name)
         prop = find_property(qube, property_name)
         value = parse_value(prop, name, untrusted_text)
         if prop.halted_only:
             async with self._volumes.held(name):
-                self._set(name, prop, value)
+                self._set(name, prop, value, may_name)
                 await self._volumes.follow_template(name)
         else:
-            self._set(name, prop, value)
+            self._set(name, prop, value, may_name)
         if property_name == "netvm":
             await self.follow_netvm(name)
 
-    def _set(self, name: QubeName, prop: Property, value: Value) -> None:
+    def _set(self, name: QubeName, prop: Property, value: Value, may_name: MayName) -> None:
         before = self._ledger.inventory
         qube = before.qube(name)
         old = before.value(name, prop.name)
         self._ledger.tell(e.PropertySetRequested(name, prop.name, value, old))
+        _check_known(prop, value, may_name)
         rules.check_qube_property(before, qube, prop, value, self._seats.running())
         with self._ledger.change() as records:
             if prop.column is not None:
@@ -112,12 +116,13 @@ class Properties:
 
     # -- the system's own ------------------------------------------------------------------------------------------
 
-    def set_setting(self, property_name: str, untrusted_text: str) -> None:
+    def set_setting(self, property_name: str, untrusted_text: str, may_name: MayName = lambda _: True) -> None:
         before = self._ledger.inventory
         prop = _find_setting(property_name)
         value = parse_value(prop, "the system", untrusted_text)
         old = before.setting(property_name)
         self._ledger.tell(e.PropertySetRequested(None, prop.name, value, old))
+        _check_known(prop, value, may_name)
         rules.check_setting(before, prop, value)
         with self._ledger.change() as records:
             records.set_setting(prop.name, value)
@@ -140,6 +145,12 @@ class Properties:
 
 
 async def _nobody_follows(name: QubeName) -> None: ...
+
+
+def _check_known(prop: Property, value: Value, may_name: MayName) -> None:
+    """QubeNotFound where the rules would raise it for a qube that does not exist."""
+    if prop.type is PropertyType.VM and isinstance(value, str) and not may_name(QubeName(value)):
+        raise QubeNotFound(value)
 
 
 def _find_setting(property_name: str) -> Property:

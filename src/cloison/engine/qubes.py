@@ -23,7 +23,7 @@ from cloison.engine import events as e
 from cloison.engine.inventory import Ledger
 from cloison.engine.running import Seats
 from cloison.engine.volumes import Maker, Volumes, vids
-from cloison.errors import BadRequest, NotNow, ProtocolError, QubeExists, QubeInUse, StorageNotFound
+from cloison.errors import BadRequest, NotNow, ProtocolError, QubeExists, QubeInUse, QubeNotFound, StorageNotFound
 from cloison.model import rules
 from cloison.model.classes import Klass
 from cloison.model.inventory import Inventory, Reference
@@ -39,6 +39,8 @@ DISPID_REST_S = 7 * 24 * 3600
 """How long the number of a used disposable is not given again: its addresses may linger in logs and firewalls."""
 ROLE_TAGS = {"guivm": "guivm-", "audiovm": "audiovm-"}
 NAMED_IN_TAGS = ("created-by-", "disp-created-by-", "guivm-", "audiovm-")
+MayName = Callable[[QubeName], bool]
+"""Whether whoever asks may know of a qube; one that it may not know is answered for like one that does not exist."""
 NOT_CLONED = frozenset({"template", "installed_by_rpm", "prevent_remove", "dispid", "backup_timestamp"})
 
 
@@ -62,6 +64,7 @@ class Wish:
     makers: Mapping[str, Maker] = field(default_factory=dict)
     source: QubeName = DOM0
     """Who asked."""
+    may_name: MayName = lambda _: True
     durable: bool = True
 
 
@@ -210,6 +213,8 @@ class Qubes:
                     hint="`cloison template list` shows templates, `cloison template build debian-13` makes one",
                 )
             name = QubeName(chosen)
+        elif not wish.may_name(name):
+            raise QubeNotFound(name)
         template = inventory.qube(name)
         rules.check_template_for(inventory, wish.klass, template)
         return template
