@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import click
 
@@ -55,17 +55,28 @@ def COMMAND(session: Session, name: str, klass: str, template: str | None, label
 
 
 def create_qube(session: Session, klass: str, name: str, label: str, *, template: str | None, pool: str,
-                settings: Sequence[tuple[str, str]], steps: Sequence[calls.Call[None]] = ()) -> None:  # fmt: skip
+                settings: Sequence[tuple[str, str]], steps: Sequence[calls.Call[None]] = (),
+                pools: Mapping[str, str] | None = None) -> None:  # fmt: skip
     """Create a qube and set it up; if that fails, it is removed again."""
     label = next((value for key, value in settings if key == "label"), label)
     template = next((value for key, value in settings if key == "template"), template)
     given = [calls.property_set(name, key, value) for key, value in settings if key not in {"label", "template"}]
     if klass == "StandaloneVM" and template:
+        pool = pool or one_pool(pools or {})
         copied = calls.clone(template, name, klass="StandaloneVM", label=label, pool=pool or None)
         session.carry_out(copied, f"copying {template} to {name}")
     else:
-        session.wait(calls.create(klass, name, label, template=template or "", pool=pool), f"creating {name}")
+        session.wait(
+            calls.create(klass, name, label, template=template or "", pool=pool, pools=pools), f"creating {name}"
+        )
     _set_up(session, name, [*given, *steps])
+
+
+def one_pool(pools: Mapping[str, str]) -> str:
+    """The one pool of all volumes: a copy is made in one."""
+    if len(set(pools.values())) > 1:
+        raise click.UsageError(f"a copy lives in one pool, not in {', '.join(sorted(set(pools.values())))}")
+    return next(iter(pools.values()), "")
 
 
 def _set_up(session: Session, name: str, steps: Sequence[calls.Call[None]]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from typing import Any
 
 import click
@@ -147,3 +149,40 @@ def revert(session: Session, volume: tuple[str, str], revision: str | None, *, y
 def configure_volume(session: Session, volume: tuple[str, str], option: str, value: str) -> None:
     """Change a setting of a volume."""
     session.do(calls.volume_set(*volume, option, value))
+
+
+@subcommand(COMMAND, "import", examples=(
+    ("cloison volume import work:private home.img", "its content; the volume gets its size"),
+    ("zcat home.img.gz | cloison volume import --size 2G work:private -", "from standard input"),
+))  # fmt: skip
+@VOLUME_ARGUMENT
+@click.argument("file", type=click.Path(allow_dash=True), metavar="FILE")
+@click.option("--size", type=SIZE, metavar="SIZE", help="How many bytes come; default: the size of the file.")
+@click.option("--keep-size", is_flag=True, help="The volume keeps its size, and just as much must come.")
+@yes_option
+def import_volume(session: Session, volume: tuple[str, str], file: str, size: int | None, keep_size: bool,
+                  yes: bool) -> None:  # fmt: skip
+    """Replace the content of a volume of a halted qube; the present one is lost."""
+    session.confirm(f"Replace the content of {':'.join(volume)}?", assume_yes=yes)
+    import_data(session, volume, file, size_bytes=size, keep_size=keep_size)
+
+
+def import_data(session: Session, volume: tuple[str, str], file: str, *, size_bytes: int | None,
+                keep_size: bool) -> None:  # fmt: skip
+    """Send a file (``-``: standard input) to be the volume's content."""
+    from cloison.client.uploading import upload
+
+    descriptor = os.dup(0) if file == "-" else os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        found = os.fstat(descriptor)
+        if size_bytes is None and stat.S_ISREG(found.st_mode):
+            size_bytes = found.st_size
+        if keep_size:
+            upload(session.client, "admin.vm.volume.Import", *volume, descriptor)
+        elif size_bytes is None:
+            raise click.UsageError(f"how many bytes come from {file}? Give --size")
+        else:
+            head = f"{size_bytes}\n".encode()
+            upload(session.client, "admin.vm.volume.ImportWithSize", *volume, descriptor, head=head)
+    finally:
+        os.close(descriptor)

@@ -7,7 +7,7 @@ Formats: Admin API notes, section 4. Answers of ``cloison.*`` methods are JSON.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -137,10 +137,13 @@ def list_classes() -> Call[list[str]]:
     return Call("admin.vmclass.List", "dom0", parse=_lines)
 
 
-def create(klass: str, name: str, label: str, *, template: str = "", pool: str = "") -> Call[None]:
+def create(klass: str, name: str, label: str, *, template: str = "", pool: str = "",
+           pools: Mapping[str, str] | None = None) -> Call[None]:  # fmt: skip
+    """``pool``: where all volumes live; ``pools``: where single ones do, by the volume's name."""
     payload = f"name={name} label={label}"
-    if pool:
-        return Call(f"admin.vm.CreateInPool.{klass}", "dom0", template, f"{payload} pool={pool}".encode())
+    chosen = [f" pool={pool}"] if pool else [f" pool:{volume}={place}" for volume, place in (pools or {}).items()]
+    if chosen:
+        return Call(f"admin.vm.CreateInPool.{klass}", "dom0", template, f"{payload}{''.join(chosen)}".encode())
     return Call(f"admin.vm.Create.{klass}", "dom0", template, payload.encode())
 
 

@@ -6,6 +6,7 @@ import click
 
 from cloison.cli.choices import QUBE
 from cloison.cli.command import command
+from cloison.cli.create import one_pool, split_setting
 from cloison.cli.session import Session
 from cloison.client import calls
 
@@ -14,13 +15,21 @@ from cloison.client import calls
 @click.argument("source", type=QUBE, metavar="SRC_NAME")
 @click.argument("name", type=QUBE, metavar="NEW_NAME")
 @click.option("-C", "--class", "klass", metavar="CLS", help="Another class than the source's.")
-@click.option("-P", "--pool", metavar="POOL_NAME", help="Where the copy lives.")
+@click.option("-p", "--pool", "pools", multiple=True, metavar="VOLUME=POOL", help="Where the copy lives.")
+@click.option("-P", "pool", metavar="POOL", help="Where all volumes of the copy live.")
 @click.option("--ignore-errors", is_flag=True, help="Accepted; a clone is whole or not there.")
-def clone(session: Session, source: str, name: str, klass: str | None, pool: str | None, ignore_errors: bool) -> None:
+def clone(
+    session: Session,
+    source: str,
+    name: str,
+    klass: str | None,
+    pools: tuple[str, ...],
+    pool: str | None,
+    ignore_errors: bool,
+) -> None:
     """Clone a qube."""
-    session.wait(
-        calls.clone(source, name, klass=klass, pool=pool.rpartition("=")[2] if pool else None), f"cloning {source}"
-    )
+    pool = pool or one_pool(dict(split_setting("--pool", item) for item in pools)) or None
+    session.wait(calls.clone(source, name, klass=klass, pool=pool), f"cloning {source}")
 
 
 COMMANDS = {"qvm-clone": clone}

@@ -27,7 +27,7 @@ def _list_classes(ctx: click.Context, _: click.Parameter, value: bool) -> None:
 @click.option("--standalone", "klass", flag_value="StandaloneVM", help="As --class StandaloneVM.")
 @click.option("--disp", "klass", flag_value="DispVM", help="As --class DispVM.")
 @click.option("--property", "--prop", "properties", multiple=True, metavar="NAME=VALUE", help="Set a property.")
-@click.option("--pool", "pools", multiple=True, metavar="VOLUME=POOL", help="Where one volume lives.")
+@click.option("-p", "--pool", "pools", multiple=True, metavar="VOLUME=POOL", help="Where one volume lives.")
 @click.option("-P", "pool", default="", metavar="POOL", help="Where all volumes live.")
 @click.option("-t", "--template", type=QUBE, metavar="VALUE", help="What its root comes from.")
 @click.option("-l", "--label", type=LABEL, metavar="VALUE", help="Its colour (needed).")
@@ -40,9 +40,10 @@ def create(session: Session, name: str, klass: str, properties: tuple[str, ...],
     label = label or dict(settings).get("label")
     if label is None:
         raise click.UsageError("--label option is mandatory")
-    for item in pools:
-        pool = split_setting("--pool", item)[1]
-    create_qube(session, klass, name, label, template=template, settings=settings, pool=pool)
+    places = dict(split_setting("--pool", item) for item in pools)
+    if pool and places:
+        raise click.UsageError("give -P for all volumes, or --pool for single ones")
+    create_qube(session, klass, name, label, template=template, settings=settings, pool=pool, pools=places)
 
 
 COMMANDS = {"qvm-create": create}

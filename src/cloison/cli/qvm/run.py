@@ -37,11 +37,19 @@ def _with_equals(args: Sequence[str]) -> list[str]:
 ))  # fmt: skip
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[VMNAME] COMMAND [ARG...]")
 @click.option("-u", "--user", default="", metavar="USER", help="As this user.")
-@click.option("-a", "--autostart/--no-autostart", default=True, help="Start the qube if need be (the default).")
+@click.option(
+    "-a",
+    "--autostart/--no-autostart",
+    "--auto/--no-auto",
+    default=True,
+    help="Start the qube if need be (the default).",
+)
 @click.option("-n", "no_autostart", is_flag=True, hidden=True)
 @click.option("-p", "--pass-io", is_flag=True, help="Connect its input, output and error to ours.")
 @click.option("--localcmd", metavar="COMMAND", help="With --pass-io: connect it to this local command instead.")
-@click.option("-g/-G", "--gui/--no-gui", "gui", default=True, help="Wait for the qube's graphical session.")
+@click.option(
+    "-g/-G", "--gui/--no-gui", " /--nogui", "gui", default=True, help="Wait for the qube's graphical session."
+)
 @click.option("--colour-output", "--color-output", metavar="COLOUR", help="Accepted.")
 @click.option("--colour-stderr", "--color-stderr", metavar="COLOUR", help="Accepted.")
 @click.option("--no-colour-output", "--no-color-output", is_flag=True, help="Accepted.")

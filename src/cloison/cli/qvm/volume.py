@@ -83,6 +83,19 @@ def revert(session: Session, volume: tuple[str, str], revision: str | None) -> N
     twin.revert(session, volume, revision, yes=True)
 
 
+@subcommand(qvm_volume, "import", examples=(
+    ("qvm-volume import work:private home.img", "its content; the volume grows to its size"),
+    ("qvm-volume import --size 2GiB work:private -", "from standard input"),
+))  # fmt: skip
+@VOLUME_ARGUMENT
+@click.argument("file", metavar="PATH")
+@click.option("--size", type=SIZE, metavar="SIZE", help="How many bytes come; default: the size of the file.")
+@click.option("--no-resize", is_flag=True, help="The volume keeps its size, and just as much must come.")
+def import_data(session: Session, volume: tuple[str, str], file: str, size: int | None, no_resize: bool) -> None:
+    """Replace the content of a volume of a halted qube; PATH - is standard input."""
+    twin.import_data(session, volume, file, size_bytes=size, keep_size=no_resize)
+
+
 for _name, _spellings in {
     "list": "ls l",
     "info": "i",
