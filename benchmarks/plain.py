@@ -23,8 +23,8 @@ from cloison.drivers.hypervisor.plan import (
     AGENT_PORT,
     CODE_CACHE_MIB,
     Host,
+    count_cpus,
     cpu_model,
-    emulation_threads,
     plan_kernel_options,
 )
 from cloison.drivers.hypervisor.probe import find_host
@@ -81,11 +81,12 @@ class PlainPeer:
 
     def _command(self, directory: Path, overlay: Path) -> list[str]:
         spec, host = self._spec, self.host
-        threads = emulation_threads(spec.vcpus, host.qemu_version)
+        cpus = count_cpus(spec.vcpus, host)
+        threads = "multi" if cpus > 1 else "single"
         accelerator = "kvm" if host.accelerator.value == "kvm" else f"tcg,tb-size={CODE_CACHE_MIB},thread={threads}"
         return [
             *["qemu-system-x86_64", "-machine", "q35", "-accel", accelerator, "-cpu", cpu_model(host)],
-            *["-m", f"{spec.memory_mib}M", "-smp", str(spec.vcpus), "-nodefaults", "-display", "none"],
+            *["-m", f"{spec.memory_mib}M", "-smp", str(cpus), "-nodefaults", "-display", "none"],
             *["-kernel", str(spec.kernel), "-initrd", str(spec.initrd)],
             *["-append", plan_kernel_options(spec, host)],
             *["-drive", f"file={overlay},if=virtio,format=qcow2,cache=unsafe"],

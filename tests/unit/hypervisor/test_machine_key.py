@@ -33,7 +33,7 @@ def spec(tmp_path: Path) -> MachineSpec:
 
 
 async def test_what_shapes_the_machine_changes_the_key(spec: MachineSpec, monkeypatch: pytest.MonkeyPatch) -> None:
-    driver = hypervisor(monkeypatch)
+    driver = hypervisor(monkeypatch, replace(HOST, accelerator=Accelerator.KVM))
     others = [
         replace(spec, memory_mib=1024),
         replace(spec, vcpus=2),
@@ -43,6 +43,15 @@ async def test_what_shapes_the_machine_changes_the_key(spec: MachineSpec, monkey
     ]
     keys = [await driver.machine_key(each) for each in (spec, *others)]
     assert len(set(keys)) == len(keys)
+
+
+async def test_an_old_emulator_has_one_processor_for_every_machine(
+    spec: MachineSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for version, alike in (((7, 2), True), ((8, 1), False)):
+        driver = hypervisor(monkeypatch, replace(HOST, accelerator=Accelerator.EMULATION, qemu_version=version))
+        one, two = [await driver.machine_key(replace(spec, vcpus=vcpus)) for vcpus in (1, 2)]
+        assert (one == two) is alike
 
 
 async def test_another_qemu_or_accelerator_changes_the_key(spec: MachineSpec, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -144,30 +144,31 @@ def _machine(spec: MachineSpec, host: Host, start: Start) -> list[str]:
         case Start.FORK:
             copied = "" if spec.share_memory else ",prealloc=on"
             memory = f"memory-backend-file,id=ram,{size},mem-path={MEMORY_PLACE},share=off{copied}"
+    cpus = count_cpus(spec.vcpus, host)
     if host.accelerator is Accelerator.KVM:
         accelerator = "kvm"
     else:
-        threads = emulation_threads(spec.vcpus, host.qemu_version)
-        accelerator = f"tcg,tb-size={CODE_CACHE_MIB},thread={threads}"
+        accelerator = f"tcg,tb-size={CODE_CACHE_MIB},thread={'multi' if cpus > 1 else 'single'}"
     return [
         *["-machine", machine],
         *["-accel", accelerator],
         *["-cpu", cpu_model(host)],
-        *["-smp", f"{spec.vcpus},sockets=1,cores={spec.vcpus},threads=1"],
+        *["-smp", f"{cpus},sockets=1,cores={cpus},threads=1"],
         *["-m", f"{spec.memory_mib}M"],
         *["-object", memory],
     ]
 
 
-def emulation_threads(vcpus: int, qemu_version: tuple[int, int]) -> str:
-    """One thread for all virtual CPUs where QEMU cannot do with more.
+def count_cpus(vcpus: int, host: Host) -> int:
+    """How many processors a machine really gets.
 
-    Before QEMU 8.1 a CPU may translate code while another one changes it, and keep the old translation for ever. Guest
-    kernels patch themselves while they run (static keys) and panic in the breakpoint that the patching leaves behind
-    for a moment: with two threads each of 4 guests that switched a static key under load was dead within 5 s, with one
-    thread all lived. It costs a boot some seconds; calls get faster.
+    Before QEMU 8.1 the emulator lets a CPU translate code while another one changes it, and keep the old translation
+    for ever. Guest kernels patch themselves while they run (static keys) and panic in the breakpoint that the patching
+    leaves behind for a moment: each of 6 guests with two emulator threads that switched a static key under load was
+    dead within 5 s; with one thread for both CPUs 4 of 4 lived. But CPUs that share a thread take turns of 100 ms, so
+    that a stream between two programs gets half as fast: one CPU, which the guest's own kernel shares out, is better.
     """
-    return "multi" if vcpus > 1 and qemu_version >= (8, 1) else "single"
+    return 1 if host.accelerator is Accelerator.EMULATION and host.qemu_version < (8, 1) else vcpus
 
 
 def _kernel(spec: MachineSpec, host: Host, start: Start) -> list[str]:
