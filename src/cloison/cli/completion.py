@@ -49,9 +49,14 @@ add_completion_class(Bash)
 ))  # fmt: skip
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def COMMAND(session: Session, shell: str) -> None:
-    """Print the completion script of a shell. Commands, options and names of qubes are completed."""
+    """Print the completion script of a shell. Commands, options and names of qubes are completed.
+
+    It is for `cloison` and for the `qvm-*` commands.
+    """
+    from cloison.cli import qvm
     from cloison.cli.entry import program
 
     kind = get_completion_class(shell)
     assert kind is not None
-    click.echo(kind(program, {}, "cloison", "_CLOISON_COMPLETE").source())
+    for name in ("cloison", *qvm.PROGRAMS):
+        click.echo(kind(program, {}, name, qvm.COMPLETE).source())

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import click
 
+from cloison.cli.choices import complete_pool
 from cloison.cli.command import group, json_option, subcommand
+from cloison.cli.create import split_setting
 from cloison.cli.session import Session
 from cloison.cli.table import Cell, human_bytes
-from cloison.client import calls
+from cloison.client import calls, devicecalls
+from cloison.errors import BadRequest
 
-COMMAND = group("pool", examples=(("cloison pool list", "all pools"),))(lambda: None)
-COMMAND.help = "Show storage pools: where the volumes of qubes live."
+COMMAND = group("pool", examples=(
+    ("cloison pool list", "all pools"),
+    ("cloison pool add -o dir_path=/srv/qubes big qcow2", "one more"),
+))(lambda: None)  # fmt: skip
+COMMAND.help = "Show and change storage pools: where the volumes of qubes live."
+CHANGEABLE = ("revisions_to_keep", "ephemeral_volatile")
+POOL = click.argument("pool", shell_complete=complete_pool)
+OPTIONS = click.option("-o", "--option", "options", multiple=True, metavar="NAME=VALUE", help="A setting of it.")
 
 
 def _bytes(info: dict[str, str], key: str) -> str:
@@ -38,7 +47,7 @@ def list_pools(session: Session, as_json: bool) -> None:
 
 
 @subcommand(COMMAND, "info", examples=(("cloison pool info main", "its settings"),))
-@click.argument("pool")
+@POOL
 @json_option
 def show_pool(session: Session, pool: str, as_json: bool) -> None:
     """Show the settings of one pool."""
@@ -47,3 +56,47 @@ def show_pool(session: Session, pool: str, as_json: bool) -> None:
         session.show_json(info)
     else:
         session.show_table(("SETTING", "VALUE"), [(Cell(key), Cell(value)) for key, value in info.items()])
+
+
+@subcommand(COMMAND, "add", examples=(("cloison pool add -o dir_path=/srv/qubes big qcow2", "a directory of files"),))
+@POOL
+@click.argument("driver")
+@OPTIONS
+def add_pool(session: Session, pool: str, driver: str, options: tuple[str, ...]) -> None:
+    """Add a pool of a driver."""
+    session.do(devicecalls.pool_add(pool, driver, dict(split_setting("--option", item) for item in options)))
+
+
+@subcommand(COMMAND, "remove", examples=(("cloison pool remove big", "if nothing is in it"),))
+@POOL
+def remove_pool(session: Session, pool: str) -> None:
+    """Remove a pool that nothing uses."""
+    session.do(devicecalls.pool_remove(pool))
+
+
+@subcommand(COMMAND, "set", examples=(("cloison pool set -o revisions_to_keep=3 main", "keep three"),))
+@POOL
+@OPTIONS
+def set_options(session: Session, pool: str, options: tuple[str, ...]) -> None:
+    """Change settings of a pool."""
+    change_settings(session, pool, dict(split_setting("--option", item) for item in options))
+
+
+def change_settings(session: Session, pool: str, options: dict[str, str]) -> None:
+    for key in options:
+        if key not in CHANGEABLE:
+            raise BadRequest(f"{key} of a pool cannot be changed", hint=f"can be: {', '.join(CHANGEABLE)}")
+    for key, value in options.items():
+        session.do(devicecalls.pool_set(pool, key, value))
+
+
+@subcommand(COMMAND, "drivers", examples=(("cloison pool drivers", "and what settings they know"),))
+@json_option
+def list_drivers(session: Session, as_json: bool) -> None:
+    """Show the kinds of pools and their settings."""
+    found = session.do(devicecalls.pool_drivers())
+    if as_json:
+        session.show_json(found)
+    else:
+        rows = [(Cell(name), Cell(", ".join(options))) for name, options in sorted(found.items())]
+        session.show_table(("DRIVER", "OPTIONS"), rows)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -98,3 +101,33 @@ def test_older_spellings_of_run(qvm: Run, broker: Any, option: str) -> None:
     assert qvm("qvm-run", "-p", option, "work", "echo hello")[:2] == (0, "hello\n")
     assert broker.calls[0].nogui is ("gui" in option or option == "-G")
     assert broker.calls[0].autostart is (option != "--no-auto")
+
+
+def test_shells_complete_the_programs_too(daemon: Any, system: Any) -> None:
+    words = {**os.environ, "_CLOISON_COMPLETE": "bash_complete", "COMP_LINE": "qvm-prefs wo", "COMP_WORDBREAKS": " "}
+    program = "import sys; from cloison.cli.qvm import run; sys.exit(run('qvm-prefs', []))"
+    done = subprocess.run([sys.executable, "-c", program], env=words, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "plain,work\n"
+
+
+def test_the_completion_script_names_every_program(cloison: Run) -> None:
+    from cloison.cli.qvm import PROGRAMS
+
+    for shell, line in (("bash", "nosort -F _{}_completion {}\n"), ("fish", "--command {} "), ("zsh", "#compdef {}\n")):
+        script = cloison("completion", shell).out
+        for name in ("cloison", *PROGRAMS):
+            assert line.replace("_{}_", f"_{name.replace('-', '_')}_").format(name) in script
+
+
+@pytest.mark.parametrize(
+    ("words", "asked"),
+    [
+        ("pool add -o dir_path=/x big qcow2", "admin.pool.Add+qcow2 dom0 name=big\ndir_path=/x"),
+        ("pool remove big", "admin.pool.Remove+big dom0"),
+        ("pool set -o revisions_to_keep=3 big", "admin.pool.Set.revisions_to_keep+big dom0 3"),
+    ],
+)
+def test_pools_are_changed(cloison: Run, daemon: Any, words: str, asked: str) -> None:
+    assert cloison(*words.split()).code == 0
+    assert daemon.calls() == [asked]
+    assert cloison("pool", "set", "-o", "driver=x", "big").code == 1

@@ -8,6 +8,7 @@ property. Each lives in a file of its own; what it does is mostly what its ``clo
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import PurePath
 
@@ -43,6 +44,10 @@ PROGRAMS = {
 """Program names and the files (of this package) that hold their command."""
 
 
+COMPLETE = "_CLOISON_COMPLETE"
+"""In the environment: the shell asks for completions."""
+
+
 def main() -> int:
     """Be the program whose name we were called by; returns its exit code."""
     return run(PurePath(sys.argv[0]).name, sys.argv[1:])
@@ -57,6 +62,9 @@ def run(name: str, words: list[str]) -> int:
 
     module = importlib.import_module(f"cloison.cli.qvm.{PROGRAMS[name]}")
     command = module.COMMANDS[name]
+    if COMPLETE in os.environ:
+        importlib.import_module("cloison.cli.completion")  # it knows how bash splits words
+        command.main(prog_name=name, complete_var=COMPLETE)
     return run_command(command, name, words, Session(name, exit_code), code_of=exit_code)
 
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import click
 
+from cloison.cli import pool as twin
 from cloison.cli.choices import complete_pool
 from cloison.cli.command import group, subcommand
 from cloison.cli.create import split_setting
 from cloison.cli.session import Session
 from cloison.cli.table import Cell
 from cloison.client import calls, devicecalls
-from cloison.errors import BadRequest
 
-CHANGEABLE = ("revisions_to_keep", "ephemeral_volatile")
 POOL = click.argument("pool", metavar="POOL_NAME", shell_complete=complete_pool)
 OPTIONS = click.option("-o", "--option", "options", multiple=True, metavar="OPTION=VALUE", help="A setting of it.")
 
@@ -66,10 +65,7 @@ def remove_pools(session: Session, pools: tuple[str, ...]) -> None:
 @OPTIONS
 def change_pool(session: Session, pool: str, options: tuple[str, ...]) -> None:
     """Change settings of a pool."""
-    for key, value in _settings(options).items():
-        if key not in CHANGEABLE:
-            raise BadRequest(f"{key} of a pool cannot be changed", hint=f"can be: {', '.join(CHANGEABLE)}")
-        session.do(devicecalls.pool_set(pool, key, value))
+    twin.change_settings(session, pool, _settings(options))
 
 
 @subcommand(qvm_pool, "drivers", examples=(("qvm-pool drivers", "and what settings they know"),))
