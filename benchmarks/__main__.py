@@ -14,6 +14,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.admin import measure_admin
 from benchmarks.auditing import measure_audit
 from benchmarks.bench import QUICK, Bench, Options
 from benchmarks.calling import measure_call, measure_copy, measure_stream
@@ -35,6 +36,7 @@ ROWS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
     "memory": measure_memory,
     "forks": measure_forks,
     "list": measure_list,
+    "admin": measure_admin,
     "policy": measure_policy,
     "audit": measure_audit,
     "network": measure_network,
@@ -56,8 +58,8 @@ ROWS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
 def main(rows: tuple[str, ...], quick: bool, as_json: bool, **counts: int | None) -> None:
     """Measure this machine against plain QEMU, in one run.
 
-    ROWS: disposable preloaded app call stream copy memory forks list policy audit network. Without any: all. A system
-    is made for the run and removed afterwards; other systems on this machine are not touched, but what they do
+    ROWS: disposable preloaded app call stream copy memory forks list admin policy audit network. Without any: all. A
+    system is made for the run and removed afterwards; other systems on this machine are not touched, but what they do
     falsifies the figures.
     """
     console = Console(stderr=True, highlight=False)

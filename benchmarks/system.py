@@ -138,6 +138,22 @@ class System:
 @contextmanager
 def open_system() -> Iterator[System]:
     """A running system with the template, its fork point and a disposable template; all processes end with it."""
+    with _open_empty_system() as system:
+        _furnish(system)
+        yield system
+
+
+@contextmanager
+def open_quiet_system() -> Iterator[System]:
+    """A running system with an empty template: qubes can be made, and none can start."""
+    with _open_empty_system() as system:
+        system.client.do(calls.create("TemplateVM", TEMPLATE, "black"))
+        system.client.do(calls.property_set(None, "default_template", TEMPLATE))
+        yield system
+
+
+@contextmanager
+def _open_empty_system() -> Iterator[System]:
     home = Path.home()
     place = home if len(os.fsencode(home)) < HOME_PATH_BYTES and os.access(home, os.W_OK) else Path("/tmp")
     with tempfile.TemporaryDirectory(prefix=".cb-", dir=place) as name:
@@ -148,7 +164,6 @@ def open_system() -> Iterator[System]:
         (layout.policy / "20-bench.policy").write_text(POLICY)
         system.cloison("daemon", "start")
         try:
-            _furnish(system)
             yield system
         finally:
             _close(system)

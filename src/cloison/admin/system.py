@@ -86,17 +86,22 @@ async def stream_events(desk: Desk, call: Call) -> AsyncIterator[bytes]:
     try:
         yield encode_event("", "connection-established", {})
         async for event in subscription:
-            if isinstance(event, e.SubscriptionDropped):
-                yield encode_event("", "connection-dropped", {"reason": event.reason})
+            waiting = (event, *subscription.take_waiting())
+            if data := b"".join(_encode(call, each) for each in waiting):
+                yield data
+            if isinstance(waiting[-1], e.SubscriptionDropped):
                 return
-            if isinstance(event, _Passed):
-                yield event.data
-                continue
-            wanted = [data for record, data in eventnames.encode(event) if call.dest in (DOM0, record.subject)]
-            if wanted:
-                yield b"".join(wanted)
     finally:
         subscription.close()
+
+
+def _encode(call: Call, event: e.Event) -> bytes:
+    """The records of an event for this listener."""
+    if isinstance(event, e.SubscriptionDropped):
+        return encode_event("", "connection-dropped", {"reason": event.reason})
+    if isinstance(event, _Passed):
+        return event.data
+    return b"".join(data for record, data in eventnames.encode(event) if call.dest in (DOM0, record.subject))
 
 
 @dataclass(frozen=True)

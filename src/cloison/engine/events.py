@@ -366,6 +366,11 @@ def everything(event: Event) -> Event:
     return event
 
 
+WOKEN_AT_ONCE = 4
+"""Listeners woken in one turn of the loop. With all of a thousand at once, whoever changed something waited 46 ms for
+its answer; with 4 it waits about 3 ms longer than without listeners (`benchmarks/run admin`)."""
+
+
 class Subscription:
     """An asynchronous iterator over events since it was made; ends after ``close`` or ``SubscriptionDropped``."""
 
@@ -376,6 +381,7 @@ class Subscription:
         self._queue: deque[Event] = deque()
         self._waiter: asyncio.Future[None] | None = None
         self._closed = False
+        self._is_called = False
 
     def _push(self, event: Event) -> None:
         if self._closed or (passed := self._sieve(event)) is None:
@@ -386,7 +392,10 @@ class Subscription:
             event = SubscriptionDropped(f"more than {self._limit} events were waiting to be read")
             self.close()
         self._queue.append(event)
-        self._wake()
+
+    @property
+    def _is_asleep(self) -> bool:
+        return self._waiter is not None and not self._waiter.done()
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -427,10 +436,27 @@ class EventBus:
 
     def __init__(self) -> None:
         self._subscriptions: dict[Subscription, None] = {}
+        self._to_wake: deque[Subscription] = deque()
+        """Listeners that have something to read: woken a few at a time, so that whoever changed something, and
+        everybody else, gets on between them."""
 
     def emit(self, event: Event) -> None:
+        was_idle = not self._to_wake
         for subscription in tuple(self._subscriptions):
             subscription._push(event)
+            if subscription._is_asleep and subscription._queue and not subscription._is_called:
+                subscription._is_called = True
+                self._to_wake.append(subscription)
+        if was_idle and self._to_wake:
+            asyncio.get_running_loop().call_soon(self._wake_some)
+
+    def _wake_some(self) -> None:
+        for _ in range(min(WOKEN_AT_ONCE, len(self._to_wake))):
+            subscription = self._to_wake.popleft()
+            subscription._is_called = False
+            subscription._wake()
+        if self._to_wake:
+            asyncio.get_running_loop().call_soon(self._wake_some)
 
     def subscribe(self, limit: int = DEFAULT_LIMIT, sieve: Sieve = everything) -> Subscription:
         subscription = Subscription(limit, sieve, lambda closed: self._subscriptions.pop(closed, None) and None)

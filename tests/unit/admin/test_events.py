@@ -145,3 +145,27 @@ async def test_a_thousand_listeners_are_told_quickly_and_without_waiting():
     listeners = [bus.subscribe() for _ in range(1000)]
     bus.emit(e.QubeAdded("a"))
     assert all(len(listener.take_waiting()) == 1 for listener in listeners)
+
+
+async def test_a_crowd_is_woken_a_few_at_a_time_and_others_get_on_between():
+    bus = e.EventBus()
+    told: list[str] = []
+
+    async def listen(subscription: e.Subscription) -> None:
+        async for event in subscription:
+            told.append(event.qube)
+
+    tasks = [asyncio.ensure_future(listen(bus.subscribe())) for _ in range(500)]
+    await asyncio.sleep(0)
+    bus.emit(e.QubeAdded("a"))
+    bus.emit(e.QubeAdded("b"))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert 0 < len(told) < 400, "whoever made the change goes on while most are still asleep"
+    bus.emit(e.QubeAdded("c"))
+    for _ in range(2000):
+        await asyncio.sleep(0)
+    assert sorted(told) == ["a"] * 500 + ["b"] * 500 + ["c"] * 500
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
