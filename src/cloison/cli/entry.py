@@ -37,7 +37,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     ),
     "The network": ("firewall", "net"),
     "A whole system as a file": ("export", "plan", "apply"),
-    "Templates and storage": ("template", "update", "forkpoint", "volume", "pool"),
+    "Templates and storage": ("template", "update", "forkpoint", "volume", "pool", "device"),
     "Who may call whom": ("policy", "limits", "calls", "ask-agent", "audit"),
     "The system": ("system-prefs", "label", "events", "clock", "suspend-hooks", "daemon", "doctor", "compat", "bench"),
     "Help": ("help", "completion", "version"),

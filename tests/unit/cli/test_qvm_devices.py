@@ -162,3 +162,16 @@ def test_the_console_is_started_for_if_asked(qvm: Run, daemon: Any, tmp_path: Pa
     assert qvm("qvm-console-dispvm", "--autostart", "vault")[:2] == (0, "login:")
     assert daemon.calls() == ["admin.vm.Start vault", "admin.vm.Console vault"]
     listener.close()
+
+
+def test_our_own_command_is_the_same(cloison: Run, daemon: Any) -> None:
+    assert cloison("device", "detach", "work", "sys-usb:sda").code == 0
+    assert daemon.calls() == ["admin.vm.device.block.Detach+sys-usb+sda+_ work"]
+    assert "cloison device attach --ro work sys-usb:sda" in cloison("device", "attach", "--help").out
+    daemon.answers("admin.deviceclass.List", daemon.ok("block\nusb\n"))
+    assert cloison("device", "--list-classes").out == "block\nusb\n"
+    assert cloison("device", "--class", "usb", "list", "--json").out == "[]\n"
+    assert cloison("device", "-c", "blok", "list").code == 2
+    daemon.answers("admin.vm.device.block.Available", daemon.ok(STICK), dest="sys-net")
+    assert json.loads(cloison("device", "info", "--json", "sys-net:sda").out)["serial"] == "It's mine"
+    assert cloison("device", "info", "sys-net:sdb").code == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 
 import click
 from click.shell_completion import CompletionItem
@@ -107,12 +108,15 @@ def _users(session: Session, qubes: Sequence[str]) -> list[tuple[str, Device]]:
 
 @command("info", examples=(("qvm-block info sys-usb:sda", "everything that is known of one"),))
 @_device_argument(required=True)
-def show_device(session: Session, device: Device) -> None:
+@json_option
+def show_device(session: Session, device: Device, as_json: bool) -> None:
     """Show all about a device."""
     for found in session.do(devicecalls.device_list("Available", device.backend, _devclass())):
         if found.port == device.port:
-            for key, value in found.fields.items():
-                click.echo(f"{key}: {value}")
+            if as_json:
+                session.show_json(dict(found.fields))
+            else:
+                click.echo("\n".join(f"{key}: {value}" for key, value in found.fields.items()))
             return
     raise click.ClickException(f"{device.backend} exposes no {_devclass()} device {device.port}")
 
@@ -167,19 +171,22 @@ def unassign(session: Session, qube: str, device: Device | None) -> None:
         session.do(devicecalls.device_take("Unassign", qube, _devclass(), found))
 
 
-def _show_classes(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+def show_classes(ctx: click.Context, _: click.Parameter, value: bool) -> None:
     if value:
         session = ctx.ensure_object(Session)
         click.echo("\n".join(session.do(devicecalls.class_list())))
         ctx.exit()
 
 
-def _fill(made: click.Group) -> ExampleGroup:
+def fill(made: click.Group, program: str, *, spellings: bool = True) -> ExampleGroup:
+    """Give a group all its commands; their examples name ``program``."""
     assert isinstance(made, ExampleGroup)
-    for found in (list_devices, attach, detach, assign, unassign, show_device):
-        made.add_command(found)
-        for spelling in SPELLINGS[found.name or ""].split():
-            made.add_command(found, spelling)
+    for found in (list_devices, show_device, attach, detach, assign, unassign):
+        own = copy(found)
+        own.examples = [(line.replace("qvm-block", program), comment) for line, comment in found.examples]
+        made.add_command(own)
+        for spelling in SPELLINGS[found.name or ""].split() if spellings else ():
+            made.add_command(own, spelling)
     return made
 
 
@@ -188,15 +195,12 @@ def _fill(made: click.Group) -> ExampleGroup:
     ("qvm-device --list-device-classes", "what there may be"),
 ))  # fmt: skip
 @click.argument("devclass", metavar="DEVICE_CLASS")
-@click.option("--list-device-classes", is_flag=True, is_eager=True, expose_value=False, callback=_show_classes,
+@click.option("--list-device-classes", is_flag=True, is_eager=True, expose_value=False, callback=show_classes,
               help="Show the classes of devices.")  # fmt: skip
 @click.pass_context
 def qvm_device(ctx: click.Context, devclass: str) -> None:
     """Show devices of a class, and give them to qubes."""
-    session = ctx.ensure_object(Session)
-    if devclass not in (known := session.do(devicecalls.class_list())):
-        raise click.UsageError(f"{devclass!a} is no class of devices; there are {', '.join(known)}")
-    _begin(ctx, devclass)
+    begin(ctx, devclass)
 
 
 @click.group("qvm-block", cls=ExampleGroup, context_settings=HELP_OPTIONS, invoke_without_command=True, examples=(
@@ -206,14 +210,17 @@ def qvm_device(ctx: click.Context, devclass: str) -> None:
 @click.pass_context
 def qvm_block(ctx: click.Context) -> None:
     """Show block devices, and give them to qubes."""
-    _begin(ctx, "block")
+    begin(ctx, "block")
 
 
-def _begin(ctx: click.Context, devclass: str) -> None:
+def begin(ctx: click.Context, devclass: str) -> None:
+    """Remember the class for the command that follows; without one, list."""
+    if devclass != "block" and devclass not in (known := ctx.ensure_object(Session).do(devicecalls.class_list())):
+        raise click.UsageError(f"{devclass!a} is no class of devices; there are {', '.join(known)}")
     ctx.meta[KEY] = devclass
     if ctx.invoked_subcommand is None:
         with list_devices.make_context("list", [], parent=ctx) as below:
             list_devices.invoke(below)
 
 
-COMMANDS = {"qvm-device": _fill(qvm_device), "qvm-block": _fill(qvm_block)}
+COMMANDS = {"qvm-device": fill(qvm_device, "qvm-device block"), "qvm-block": fill(qvm_block, "qvm-block")}
