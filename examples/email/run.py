@@ -187,9 +187,27 @@ def none_kept_ready(scenario: Scenario) -> Iterator[None]:
         scenario.cloison("features", "dom0", *(["--unset", KEPT_READY] if before is None else [KEPT_READY, before]))
 
 
+@contextmanager
+def without_network(scenario: Scenario) -> Iterator[None]:
+    """Disposables of ``work`` get no network card meanwhile: one that comes moments after the start might be missed by
+    the harm, and then its absence would prove nothing."""
+    template = scenario.cloison("prefs", QUBE, "default_dispvm").decode().strip()
+    netvm = json.loads(scenario.cloison("prefs", template, "--json"))["netvm"]
+    if not netvm["value"]:
+        yield
+        return
+    scenario.say(f"\n(Documents need no network: until the proof is done, `cloison prefs {template} netvm` is empty.)")
+    scenario.cloison("prefs", template, "netvm", "")
+    try:
+        yield
+    finally:
+        back = ("--default", template, "netvm") if netvm["default"] else (template, "netvm", netvm["value"])
+        scenario.cloison("prefs", *back)
+
+
 def prove(scenario: Scenario) -> None:
     """Take the picture before, let the harm happen, compare."""
-    with none_kept_ready(scenario):
+    with none_kept_ready(scenario), without_network(scenario):
         _prove(scenario)
 
 
