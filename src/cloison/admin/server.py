@@ -108,6 +108,11 @@ class AdminServer:
                 request = parse_request(data)
             else:
                 request = parse_request(data + await _read_rest(reader, MAX_REQUEST_BYTES - len(data)))
+                if _has_hung_up(writer):
+                    # The end of the bytes is all that says where a request ends. Who died while it was writing looks
+                    # the same, but for having closed both ways: half of some firewall rules must not count as all.
+                    log.info("the client of a request went away before its end")
+                    return
         if is_upload:
             writer.write(await self._admin.take(request, lambda: reader.read(UPLOAD_CHUNK_BYTES)))
             while await reader.read(UPLOAD_CHUNK_BYTES):

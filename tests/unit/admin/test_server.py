@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from cloison.admin.server import AdminServer
+from cloison.engine.events import EventBus, FeatureSet
+from cloison.model.names import QubeName
 
 
 async def exchange(path: Path, data: bytes) -> bytes:
@@ -156,3 +158,86 @@ async def test_the_table_of_methods_describes_itself(house, socket_path):
         row for row in rows if row["name"] == "admin.vm.Start"
     ).items()
     assert all(row["doc"].endswith(".") for row in rows)
+
+
+async def test_a_thousand_open_connections_hold_nobody_up_and_cost_little(house, socket_path):
+    """Some say nothing, some stop in the middle, some never end a large request; everybody else is answered."""
+    before_kib = _resident_kib()
+    beginnings = (b"", b"admin.vm.Li", b"admin.vm.notes.Set+ dom0 name work\0" + b"x" * 60_000, b"\xff" * 1000)
+    idle = []
+    for number in range(1000):
+        _, writer = await asyncio.open_unix_connection(str(socket_path))
+        writer.write(beginnings[number % len(beginnings)])
+        idle.append(writer)
+    for _ in range(20):
+        assert await exchange(socket_path, b"admin.label.Index+red dom0 name dom0\0") == b"0\x001"
+    assert _resident_kib() - before_kib < 250 * 1024, "at most what the requests may hold, here and at the clients"
+    for writer in idle:
+        writer.transport.abort()
+    assert await exchange(socket_path, b"admin.vm.notes.Get dom0 name work\0") == b"0\0"
+
+
+async def test_what_a_dying_client_has_written_is_no_request(house, socket_path):
+    _, writer = await asyncio.open_unix_connection(str(socket_path))
+    writer.write(b"admin.vm.firewall.Set dom0 name work\0action=accept\n")
+    await writer.drain()
+    await asyncio.sleep(0.01)
+    writer.close()
+    await writer.wait_closed()
+    await asyncio.sleep(0.05)
+    assert house.ledger.inventory.qube("work").firewall is None
+
+
+async def test_a_request_in_single_bytes_is_a_request(house, socket_path):
+    reader, writer = await asyncio.open_unix_connection(str(socket_path))
+    for byte in b"admin.vm.notes.Set dom0 name work\0a note":
+        writer.write(bytes([byte]))
+        await writer.drain()
+        await asyncio.sleep(0)
+    writer.write_eof()
+    assert await reader.read() == b"0\0"
+    assert house.ledger.notes("work") == "a note"
+    writer.close()
+
+
+async def test_a_sender_that_never_ends_is_let_go(house, socket_path, monkeypatch):
+    monkeypatch.setattr("cloison.admin.server.REQUEST_TIMEOUT_S", 0.05)
+    reader, writer = await asyncio.open_unix_connection(str(socket_path))
+    writer.write(b"admin.vm.tag.Set+late dom0 name work\0")
+    assert await asyncio.wait_for(reader.read(), 5) == b""
+    assert "late" not in house.ledger.inventory.qube("work").tags
+    writer.close()
+
+
+@pytest.mark.parametrize("arg", ["a" * 60_000, "%n" * 20_000, "+" * 30_000, "\x7f" * 1000, "../" * 5000])
+async def test_huge_and_odd_arguments_meet_a_declared_error(house, socket_path, arg):
+    for method in ("admin.vm.tag.Set", "admin.vm.feature.Get", "admin.vm.property.Get", "admin.vm.volume.Info",
+                   "admin.vm.device.block.Attach", "admin.vm.Create.AppVM", "admin.vm.Shutdown"):  # fmt: skip
+        dest = "dom0" if "Create" in method else "work"
+        answer = await exchange(socket_path, f"{method}+{arg} dom0 name {dest}\0name=q label=red".encode())
+        assert answer.startswith(b"2\0") and len(answer) < 2000, (method, answer[:200])
+
+
+async def test_a_slow_listener_is_told_why_it_is_dropped_and_nobody_waits_for_it(house, socket_path, monkeypatch):
+    monkeypatch.setattr(EventBus, "DEFAULT_LIMIT", 50)
+    monkeypatch.setattr(EventBus.subscribe, "__defaults__", (50, *EventBus.subscribe.__defaults__[1:]))
+    reader, writer = await asyncio.open_unix_connection(str(socket_path), limit=1024)
+    writer.write(b"admin.Events+ dom0 name dom0\0")
+    writer.write_eof()
+    await reader.readexactly(27)
+    for number in range(3000):
+        house.ledger.tell(FeatureSet(QubeName("work"), "f", f"{number}{'x' * 1000}", None))
+        if number % 10 == 0:
+            await asyncio.sleep(0)
+    rest = await asyncio.wait_for(reader.read(), 10)
+    last = rest.rsplit(b"1\0\0", 1)[1]
+    assert last.startswith(b"connection-dropped\0reason\0more than 50 events") and last.endswith(b"\0\0")
+    assert len(house.ledger.bus) == 0
+    writer.close()
+
+
+def _resident_kib() -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1])
+    raise AssertionError("no resident size")
