@@ -48,6 +48,17 @@ class ExampleGroup(click.Group):
         super().format_epilog(ctx, formatter)
 
 
+class QubeFirstGroup(ExampleGroup):
+    """A group whose commands may also follow the qube: ``firewall work list`` is ``firewall list work``."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if len(args) > 1 and args[0] not in self.commands and args[1] in self.commands:
+            args = [args[1], args[0], *args[2:]]
+        return super().resolve_command(ctx, args)
+
+
 def write_examples(examples: Examples, formatter: click.HelpFormatter) -> None:
     if examples:
         with formatter.section("Examples"):
@@ -83,11 +94,12 @@ def command(name: str, *, examples: Examples, cls: type[ExampleCommand] = Exampl
     return declare
 
 
-def group(name: str, *, examples: Examples = (), **kwargs: Any) -> Callable[[Callable[..., Any]], ExampleGroup]:
+def group(name: str, *, examples: Examples = (), cls: type[ExampleGroup] = ExampleGroup,
+          **kwargs: Any) -> Callable[[Callable[..., Any]], ExampleGroup]:  # fmt: skip
     """Declare a command with sub-commands (``add`` them with ``@subcommand``)."""
 
     def declare(function: Callable[..., Any]) -> ExampleGroup:
-        made = click.group(name, cls=ExampleGroup, examples=examples, context_settings=HELP_OPTIONS, **kwargs)(function)
+        made = click.group(name, cls=cls, examples=examples, context_settings=HELP_OPTIONS, **kwargs)(function)
         assert isinstance(made, ExampleGroup)
         return made
 

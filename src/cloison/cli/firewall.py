@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from cloison.cli.choices import QUBE
-from cloison.cli.command import group, json_option, subcommand
+from cloison.cli.command import QubeFirstGroup, group, json_option, subcommand
 from cloison.cli.session import Session
 from cloison.cli.table import Cell, human_bytes
 from cloison.client import calls
@@ -21,11 +21,12 @@ COMMAND = group("firewall", examples=(
     ("cloison firewall list work", "the rules, in order"),
     ("cloison firewall add work accept example.com tcp 443", "one more at the end"),
     ("cloison firewall add work drop --before 0", "from now on nothing at all"),
-))(lambda: None)  # fmt: skip
+), cls=QubeFirstGroup)(lambda: None)  # fmt: skip
 COMMAND.help = """Show or change what a qube may reach.
 
 Its netvm keeps the rules: the first that fits decides, and what no rule fits is refused. A qube that was never given
-rules may reach everything. Changes hold at once, for open connections too.
+rules may reach everything. Changes hold at once, for open connections too. The qube may come first, too:
+`cloison firewall work list`.
 """
 QUBE_ARGUMENT = click.argument("qube", type=QUBE)
 RULE_ARGUMENT = click.argument("words", nargs=-1, metavar="RULE...")

@@ -13,11 +13,18 @@ from cloison.cli.firewall import read_rules
 from cloison.cli.session import Session
 from cloison.client import calls
 
-COMMAND = group("net", examples=(
-    ("cloison net tree", "who reaches the network through whom"),
+
+@group("net", invoke_without_command=True, examples=(
+    ("cloison net", "who reaches the network through whom"),
     ("cloison net check work example.com 443", "which hop and rule would stop it"),
-))(lambda: None)  # fmt: skip
-COMMAND.help = "Show who reaches what through whom."
+))  # fmt: skip
+@click.pass_context
+def COMMAND(ctx: click.Context) -> None:
+    if ctx.invoked_subcommand is None:
+        ctx.invoke(show_tree)
+
+
+COMMAND.help = "Show who reaches what through whom; without a command: the tree."
 
 
 def _rows(session: Session) -> dict[str, dict[str, Any]]:
