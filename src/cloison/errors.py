@@ -149,6 +149,10 @@ class DeviceAlreadyAssigned(NotNow):
     wire_name = "DeviceAlreadyAssigned"
 
 
+class DeviceAlreadyAttached(NotNow):
+    wire_name = "DeviceAlreadyAttached"
+
+
 class UnknownAssignmentMode(BadRequest):
     wire_name = "QubesUnrecognizedDeviceAssignmentMode"
 

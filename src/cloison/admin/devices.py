@@ -1,7 +1,6 @@
 """Methods on devices (Admin API notes, sections 4.7 and 11).
 
-Assignments are kept and answered; nothing exposes or attaches devices yet, so lists of what is there are empty and
-attaching is refused.
+Assignments are kept in the records; what is exposed and attached is the engine's ``Devices`` to know.
 """
 
 from __future__ import annotations
@@ -13,19 +12,25 @@ from dataclasses import replace
 from cloison.admin.methods import Answer, Call, Desk, Dest, Handler, Method, Need, Scope, lines, named_qube, target
 from cloison.admin.system import DEVICE_CLASSES
 from cloison.engine import events as e
+from cloison.engine.devices import Attached, Exposed
 from cloison.errors import (
     BadRequest,
     DeviceAlreadyAssigned,
+    DeviceAlreadyAttached,
     DeviceNotAssigned,
     DeviceNotFound,
     ProtocolError,
+    QubeNotHalted,
     QubeNotRunning,
+    Refused,
     UnknownAssignmentMode,
 )
 from cloison.model.names import QubeName, parse_qube_name
 from cloison.model.qube import Assignment, Qube
 from cloison.model.values import parse_interfaces
 
+MANUAL = "manual"
+"""The mode of what was attached by hand: no assignment has it."""
 MODES = ("required", "ask-to-attach", "auto-attach")
 _PORT = re.compile(r"[a-zA-Z0-9._-]{1,128}|\*", re.ASCII)
 _IDENTITY = re.compile(r"[\x21-\x26\x28-\x7e]{1,512}")
@@ -100,10 +105,6 @@ async def list_assigned(desk: Desk, call: Call) -> Answer:
     return lines(sorted(format_assignment(call.dest, a) for a in found))
 
 
-async def list_nothing(_desk: Desk, call: Call) -> Answer:
-    return ""
-
-
 async def assign(desk: Desk, call: Call) -> Answer:
     devclass = _devclass(call)
     backend, port, device_id = parse_device(call.arg)
@@ -175,17 +176,103 @@ async def set_assignment(desk: Desk, call: Call) -> Answer:
     return ""
 
 
+async def list_available(desk: Desk, call: Call) -> Answer:
+    port = call.arg or "*"
+    if not _PORT.fullmatch(port):
+        raise ProtocolError(f"{port[:80]!a} is no port")
+    found = desk.devices.exposed(call.dest, _devclass(call))
+    return lines(sorted(format_device(device) for device in found if port in ("*", device.port)))
+
+
+def format_device(device: Exposed) -> str:
+    pairs = {
+        "device_id": device.device_id,
+        "port_id": device.port,
+        "devclass": device.devclass,
+        "backend_domain": device.backend,
+        **device.about,
+    }
+    return f"{device.port}:{device.device_id} {format_pairs(pairs)}"
+
+
+async def list_attached(desk: Desk, call: Call) -> Answer:
+    found = [each for each in desk.devices.attached(_devclass(call)) if each.frontend == call.dest]
+    if call.arg:
+        backend, port, _ = parse_device(call.arg)
+        found = [each for each in found if each.device.backend == backend and port in ("*", each.device.port)]
+    return lines(sorted(_format_attached(target(desk, call), each) for each in found))
+
+
+def _format_attached(frontend: Qube, found: Attached) -> str:
+    device = found.device
+    wish = _wish_for(frontend, device)
+    mode = wish.mode if wish is not None else MANUAL
+    shown = Assignment(device.devclass, device.backend, device.port, device.device_id, mode, found.options)
+    return format_assignment(frontend.name, shown)
+
+
+def _wish_for(frontend: Qube, device: Exposed) -> Assignment | None:
+    """The stored assignment that a device answers to."""
+    for wish in _assigned(frontend, device.devclass):
+        if wish.backend == device.backend and wish.port in ("*", device.port) and wish.device_id in (
+            "*", device.device_id
+        ):  # fmt: skip
+            return wish
+    return None
+
+
 async def attach(desk: Desk, call: Call) -> Answer:
-    backend, port, _ = parse_device(call.arg)
+    devclass = _devclass(call)
+    backend, port, device_id = parse_device(call.arg)
     named_qube(desk, call, backend)
+    pairs = parse_pairs(call.text)
+    _check_agreement(pairs, backend, port, device_id, devclass)
+    options = {key[1:]: value for key, value in pairs.items() if key.startswith("_")}
+    _check_options(devclass, options)
     if not desk.running.is_running(call.dest):
         raise QubeNotRunning(f"{call.dest} is not running")
-    raise DeviceNotFound(f"{backend} exposes no {_devclass(call)} device {port}")
+    found = [d for d in desk.devices.exposed(backend, devclass) if _is_meant(d, port, device_id)]
+    if len(found) != 1:
+        raise DeviceNotFound(f"{backend} exposes {'several' if found else 'no'} {devclass} devices {port}:{device_id}")
+    device = found[0]
+    for other in desk.devices.attached(devclass):
+        if (other.device.backend, other.device.port) == (device.backend, device.port):
+            raise DeviceAlreadyAttached(f"{device.backend}:{device.port} is attached to {other.frontend}")
+    _check_not_denied(desk, call, device)
+    desk.ledger.tell(e.DeviceAttachRequested(call.dest, devclass, device.name, str(options)))
+    await desk.devices.attach(call.dest, device, options)
+    desk.ledger.tell(e.DeviceAttached(call.dest, devclass, device.name, str(options)))
+    return ""
+
+
+def _is_meant(device: Exposed, port: str, device_id: str) -> bool:
+    return port in ("*", device.port) and device_id in ("*", device.device_id)
+
+
+def _check_not_denied(desk: Desk, call: Call, device: Exposed) -> None:
+    for pattern in _denied(desk, call):
+        for code in device.interfaces:
+            if all(wanted in ("*", given) for wanted, given in zip(pattern, code, strict=True)):
+                raise Refused(f"{device.name} has the interface {code}, which devices_denied of {call.dest} forbids")
 
 
 async def detach(desk: Desk, call: Call) -> Answer:
-    backend, port, _ = parse_device(call.arg)
-    raise DeviceNotAssigned(f"{backend}:{port} is not attached to {call.dest}")
+    devclass = _devclass(call)
+    backend, port, device_id = parse_device(call.arg)
+    for found in desk.devices.attached(devclass):
+        device = found.device
+        if found.frontend == call.dest and device.backend == backend and _is_meant(device, port, device_id):
+            break
+    else:
+        raise DeviceNotAssigned(f"{backend}:{port} is not attached to {call.dest}")
+    wish = _wish_for(target(desk, call), device)
+    if wish is not None and wish.mode == "required":
+        raise QubeNotHalted(f"{device.name} is required by {call.dest}, which is running")
+    place = f"{device.backend}:{device.port}"
+    desk.ledger.tell(e.DeviceDetachRequested(call.dest, devclass, place))
+    await desk.devices.detach(found)
+    desk.ledger.tell(e.DeviceDetached(call.dest, devclass, place))
+    return ""
 
 
 # -- interfaces that may not be attached by hand -----------------------------------------------------------------------
@@ -218,9 +305,9 @@ async def allow(desk: Desk, call: Call) -> Answer:
 _NO, _YES, _MAY = Need.NONE, Need.REQUIRED, Need.OPTIONAL
 _RO, _RW, _X = Scope.LOCAL_RO, Scope.LOCAL_RW, Scope.LOCAL_X
 _VERBS: tuple[tuple[str, Need, Need, Scope, str, Handler], ...] = (
-    ("Available", _MAY, _NO, _RO, "The {} devices that a qube exposes.", list_nothing),
+    ("Available", _MAY, _NO, _RO, "The {} devices that a qube exposes.", list_available),
     ("Assigned", _MAY, _NO, _RO, "The {} devices that are assigned to a qube.", list_assigned),
-    ("Attached", _MAY, _NO, _RO, "The {} devices that are attached to a qube now.", list_nothing),
+    ("Attached", _MAY, _NO, _RO, "The {} devices that are attached to a qube now.", list_attached),
     ("Assign", _YES, _YES, _RW, "Assign a {} device to a qube.", assign),
     ("Unassign", _YES, _NO, _RW, "Take back the assignment of a {} device.", unassign),
     ("Attach", _YES, _MAY, _X, "Attach a {} device to a running qube.", attach),

@@ -169,6 +169,14 @@ def _about_the_rest(event: e.Event) -> Iterator[Record]:
             yield _of(qube, f"device-assign:{devclass}", device=device, options=options)
         case e.DeviceUnassigned(qube, devclass, device):
             yield _of(qube, f"device-unassign:{devclass}", device=device)
+        case e.DeviceAttachRequested(qube, devclass, device, options):
+            yield _of(qube, f"device-pre-attach:{devclass}", device=device, options=options)
+        case e.DeviceAttached(qube, devclass, device, options):
+            yield _of(qube, f"device-attach:{devclass}", device=device, options=options)
+        case e.DeviceDetachRequested(qube, devclass, port):
+            yield _of(qube, f"device-pre-detach:{devclass}", port=port)
+        case e.DeviceDetached(qube, devclass, port):
+            yield _of(qube, f"device-detach:{devclass}", port=port)
         case e.DeviceAssignmentChanged(qube, devclass, device):
             yield _of(qube, f"device-assignment-changed:{devclass}", device=device)
         case e.TemplateCommitted(qube, revision):

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from cloison.admin.doorverbs import ClosedDoor, DoorVerbs
 from cloison.admin.own import OwnVerbs
+from cloison.engine.devices import Devices, NoDevices
 from cloison.engine.errands import SleepVerbs
 from cloison.engine.inventory import Ledger
 from cloison.engine.properties import Properties
@@ -64,6 +65,7 @@ def permit_only_itself(source: QubeName, method: str, arg: str, dest: QubeName) 
 
 
 CLOSED = ClosedDoor()
+NO_DEVICES = NoDevices()
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ class Desk:
     """Private directory for volume data on its way in."""
     permits: Permits = permit_only_itself
     door: DoorVerbs = CLOSED
+    devices: Devices = NO_DEVICES
 
     @property
     def inventory(self) -> Inventory:

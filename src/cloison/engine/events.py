@@ -289,6 +289,29 @@ class DeviceAssignmentRequested(DeviceEvent):
 
 
 @dataclass(frozen=True)
+class DeviceAttachRequested(DeviceEvent):
+    options: str
+
+
+@dataclass(frozen=True)
+class DeviceAttached(DeviceEvent):
+    options: str
+
+
+@dataclass(frozen=True)
+class DeviceDetachRequested(QubeEvent):
+    devclass: str
+    port: str
+    """``BACKEND:PORT``."""
+
+
+@dataclass(frozen=True)
+class DeviceDetached(QubeEvent):
+    devclass: str
+    port: str
+
+
+@dataclass(frozen=True)
 class DeviceAssigned(DeviceEvent):
     options: str = "{}"
 

@@ -16,7 +16,7 @@ SAMPLES = {
     "volume": "private", "size_bytes": 7, "success": True, "source": "a:b", "devclass": "block", "device": "b:p:i",
     "options": "{}", "revision": "r1", "is_consequence": False,
     "kind": "denied", "service": "qubes.Gpg", "target": "vault", "calls": 3, "disposable": "disp1",
-    "delay_s": 0.5,
+    "delay_s": 0.5, "port": "b:p",
 }  # fmt: skip
 ONLY_OURS = {e.Event, e.QubeEvent, e.DeviceEvent, e.QubeFilesRemoved, e.SubscriptionDropped}
 """Roots, and what clients of Qubes are never told."""
@@ -60,6 +60,10 @@ NAMES = {
     e.VolumeCloned: ["domain-import-volume"],
     e.DeviceAssignmentRequested: ["device-pre-assign:block"],
     e.DeviceAssigned: ["device-assign:block"],
+    e.DeviceAttachRequested: ["device-pre-attach:block"],
+    e.DeviceAttached: ["device-attach:block"],
+    e.DeviceDetachRequested: ["device-pre-detach:block"],
+    e.DeviceDetached: ["device-detach:block"],
     e.DeviceUnassigned: ["device-unassign:block"],
     e.DeviceAssignmentChanged: ["device-assignment-changed:block"],
     e.PreloadBegun: ["domain-preload-dispvm-start"],
