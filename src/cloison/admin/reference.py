@@ -38,8 +38,6 @@ _MISSING = (
      "no suspend to memory inside guests yet"),
     ("admin.vm.Create.AdminVM, CreateInPool.AdminVM", "QubesValueError", "there is one AdminVM, dom0"),
     ("admin.vm.Console from a qube", "the path of a socket of the host", "no console is carried to qubes"),
-    ("admin.vm.volume.Import, ImportWithSize from a qube", "at most 1 MiB of data",
-     "calls to services of dom0 are answered after their whole input; on the socket there is no such limit"),
     ("admin.vm.volume.Info, path", "empty", "volumes are files of the daemon; nobody else opens them"),
     ("admin.pool.volume.* other than List", "ProtocolError (no such method)", "the reference has none either"),
     ("start of a named disposable that fails", "the qube stays", "the reference removes it: data would be lost"),

@@ -12,7 +12,7 @@ import os
 import signal
 import socket
 import stat
-from collections.abc import Coroutine, Mapping
+from collections.abc import Awaitable, Mapping
 from io import FileIO
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,7 +21,7 @@ from cloison.errors import BackendFailed, BadRequest
 from cloison.model.names import DOM0
 from cloison.qrexec.legs import Leg, LegLost
 from cloison.qrexec.packets import Closing
-from cloison.qrexec.ports import Handler, ServiceCall, ServiceFailed
+from cloison.qrexec.ports import Fed, Handler, ServiceCall, ServiceFailed
 from cloison.wire import LEG_SESSION, Data, Exit, Role, Stream
 
 _T = TypeVar("_T")
@@ -35,7 +35,7 @@ PIPE_BYTES = 64 * 1024
 class Dom0Services:
     """``builtins``: by service name without argument; they go before files of the same name."""
 
-    def __init__(self, directory: Path, builtins: Mapping[str, Handler], *, stdin_bytes: int) -> None:
+    def __init__(self, directory: Path, builtins: Mapping[str, Handler | Fed], *, stdin_bytes: int) -> None:
         self._directory = directory
         self._builtins = builtins
         self._stdin_bytes = stdin_bytes
@@ -62,8 +62,11 @@ class Dom0Services:
                     await leg.send(Exit(LEG_SESSION, code))
             return Closing(leg.counts[0], leg.counts[1], leg.counts[2], code, reason)
 
-    async def _run_handler(self, handler: Handler, call: ServiceCall, leg: _CountingLeg) -> int:
+    async def _run_handler(self, handler: Handler | Fed, call: ServiceCall, leg: _CountingLeg) -> int:
         try:
+            if isinstance(handler, Fed):
+                await leg.send_stream(Stream.STDOUT, await leg.while_there(handler.serve(call, leg.next_stdin)))
+                return 0
             stdin = await leg.read_all_stdin(self._stdin_bytes)
             await leg.while_there(_answer(handler, call, stdin, leg))
         except ServiceFailed as failed:
@@ -120,9 +123,9 @@ class _CountingLeg(Leg):
         self.counts[stream] += len(data)
         await super().send_stream(stream, data, end=end)
 
-    async def while_there(self, work: Coroutine[Any, Any, _T]) -> _T:
+    async def while_there(self, work: Awaitable[_T]) -> _T:
         """The work's result; it is cancelled, and LegLost raised, when the caller goes away first."""
-        task = asyncio.create_task(work)
+        task = asyncio.ensure_future(work)
         try:
             watched: set[asyncio.Future[Any]] = {task, self.lost}
             await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)

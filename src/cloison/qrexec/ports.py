@@ -121,6 +121,13 @@ Handler = Callable[[ServiceCall, bytes], Awaitable[bytes | AsyncIterator[bytes]]
 An exception is exit code 125 and a line in the log, never a word to the caller."""
 
 
+@dataclass(frozen=True)
+class Fed:
+    """A handler that reads the caller's stdin piece by piece (empty: the end), so that there is no limit to it."""
+
+    serve: Callable[[ServiceCall, Callable[[], Awaitable[bytes]]], Awaitable[bytes]]
+
+
 class ServiceFailed(Exception):
     """What a handler raises to end with an exit code and a line for the caller's standard error."""
 

@@ -214,3 +214,29 @@ async def test_an_include_file_opens_its_methods_and_those_it_covers(gate, name)
             verdict = gate.policy.evaluate(system, Request("sys-admin", target, row.name, "+"))
             open_ = isinstance(verdict, Allow)
             assert open_ == wanted, (row.name, target)
+
+
+async def test_a_volume_comes_in_pieces_and_whole_or_not_at_all(gate):
+    await gate.call("dom0", "admin.vm.Create.AppVM+deb", "name=shop label=red")
+
+    def content() -> str:
+        return gate.house.pool.content[gate.house.ledger.inventory.qube("shop").volumes["private"].vid]
+
+    handler = admin_handlers(gate.admin)["admin.vm.volume.ImportWithSize"]
+    call = ServiceCall(QubeName("sys-admin"), "admin.vm.volume.ImportWithSize", "private", "shop")
+
+    async def send(*pieces: bytes) -> bytes:
+        waiting = [*pieces, b""]
+
+        async def more() -> bytes:
+            return waiting.pop(0)
+
+        return await handler.serve(call, more)
+
+    assert error_of(await send(b"3000000\n", b"half"))[0] == "QubesValueError"
+    assert content() == "blank"
+    assert await send(b"3000", b"000\n" + b"a" * 1_000_000, b"b" * 2_000_000) == b"0\0"
+    assert content() == "a" * 1_000_000 + "b" * 2_000_000
+    for target in ("@default", "", "dom0"):
+        answer = await handler.serve(replace(call, requested_target=target), lambda: asyncio.sleep(0, b""))
+        assert answer.startswith(b"2\0")

@@ -16,7 +16,7 @@ from fakes import FakeSession
 from cloison.errors import BadRequest, NotNow
 from cloison.policy import PolicySource
 from cloison.qrexec.calls import CallAllowed, CallEnded, CallRefused
-from cloison.qrexec.ports import Limits
+from cloison.qrexec.ports import Fed, Limits
 from cloison.wire import (
     LEG_SESSION,
     Accepted,
@@ -347,6 +347,32 @@ async def test_a_service_that_is_fed_too_much_is_125(house):
     feeding = asyncio.create_task(call.write(Stream.STDIN, bytes(3 << 20), end=True))
     assert await call.result() == (125, b"", b"")
     feeding.cancel()
+
+
+async def test_a_service_that_reads_in_pieces_takes_any_amount_and_notices_a_caller_that_dies(house):
+    ended = []
+
+    async def serve(call, more) -> bytes:
+        count = 0
+        try:
+            while piece := await more():
+                count += len(piece)
+        except BaseException as error:
+            ended.append(type(error).__name__)
+            raise
+        ended.append(count)
+        return str(count).encode()
+
+    house.builtins["test.Large"] = Fed(serve)
+    caller = await house.qubes.start("work")
+    call = await caller.call("dom0", "test.Large")
+    await call.write(Stream.STDIN, bytes(3 << 20), end=True)
+    assert await call.result() == (0, b"3145728", b"")
+    call = await caller.call("dom0", "test.Large")
+    await call.write(Stream.STDIN, b"half")
+    await caller.hang_up()
+    await house.until(lambda: len(ended) == 2)
+    assert ended[0] == 3 << 20 and ended[1] in ("CancelledError", "LegLost")
 
 
 async def test_a_service_in_the_daemon_is_cancelled_when_its_caller_is_gone(house):
