@@ -6,6 +6,7 @@ import hashlib
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -126,9 +127,13 @@ def test_memory_that_a_guest_frees_comes_back_to_the_host(system: LiveSystem, ne
     system.cloison("start", qube)
     idle_kib = resident_kib()
     bite = start_in_background(system, qube, f"{MEMORY_BITE}; sleep 2")
-    wait_until(lambda: resident_kib() > idle_kib + BITE_KIB * 3 // 4, END_LIMIT_S, "the guest to take memory")
-    bite.wait(END_LIMIT_S)
-    wait_until(lambda: resident_kib() < idle_kib + BITE_KIB * 6 // 10, END_LIMIT_S, "the guest to give memory back")
+    most_kib = idle_kib
+    while bite.poll() is None:
+        most_kib = max(most_kib, resident_kib())
+        time.sleep(0.1)
+    assert most_kib > idle_kib + BITE_KIB * 3 // 4, "the guest took no memory"
+    # What a fork wrote while it ran programs stays its own; most of the bite must come back all the same.
+    wait_until(lambda: resident_kib() < most_kib - BITE_KIB * 6 // 10, END_LIMIT_S, "the guest to give memory back")
 
 
 def test_what_a_guest_says_on_its_console_is_kept(system: LiveSystem, new_qube: Callable[..., str]) -> None:
