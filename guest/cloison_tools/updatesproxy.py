@@ -48,7 +48,7 @@ def serve(arguments: list[str]) -> int:
         while (request := read_request(sys.stdin.buffer)) is not None:
             if not answer(request, allowed, upstream):
                 break
-    except (Refused, OSError, http.client.HTTPException) as error:
+    except (Refused, OSError, http.client.HTTPException, ValueError) as error:  # ValueError: addresses that are none
         complain(error)
     finally:
         upstream.close()

@@ -19,6 +19,8 @@ from cloison.policy.system import SystemInfo
 from cloison.policy.verdicts import Allow, Ask, Deny
 
 USER_NAME = USER_FILE.removesuffix(".policy")
+MAX_LINE = 200
+"""What an agent shows whole in three rows of 80 columns: a rule is remembered only if it was seen to its end."""
 _TRANSIENT = "DispVM"
 
 
@@ -79,7 +81,11 @@ class Memory:
         """The lines that an agent may show; each is written only as it was shown."""
         allow = {target: rule_line(ask, request, target) for target in ask.targets}
         deny = rule_line(ask, request, None)
-        return Offer(self.file, allow, deny, self._why_not(ask))
+        too_long = max(map(len, (deny, *allow.values()))) > MAX_LINE
+        why_not = (
+            f"a rule of more than {MAX_LINE} characters is not read to its end" if too_long else self._why_not(ask)
+        )
+        return Offer(self.file, allow, deny, why_not)
 
     def _why_not(self, ask: Ask) -> str:
         source = ask.shape.qubes.get(ask.source)
@@ -96,7 +102,7 @@ class Memory:
 
     def write(self, system: SystemInfo, ask: Ask, request: Request, chosen: str | None, line: str) -> None:
         """Add the line. Raises StoreError, and nothing was changed, if it would not decide this call as answered."""
-        if line != rule_line(ask, request, chosen):
+        if line != rule_line(ask, request, chosen) or len(line) > MAX_LINE:
             raise CannotRemember("the line is not the one that was shown")
         if why_not := self._why_not(ask):
             raise CannotRemember(why_not)

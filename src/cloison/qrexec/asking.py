@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 DELAY_S = 1.0
 """Before this nobody has read a question; an "allow" that comes earlier was meant for something else."""
+MAX_ASKED = 512
+"""Characters of service and argument: nobody reads more, and each question repeats them once for every target."""
 WAITING_PER_AGENT = 1024
 """What may wait for an agent that does not read; then it is dropped, and comes again."""
 
@@ -70,12 +72,14 @@ class AskDesk:
         """Raises Refused where nobody was asked. Cancelled, it takes the question away from the agents."""
         if not self.agents:
             raise Refused("nobody could be asked: no ask-agent is running", hint="start one: `cloison ask-agent`")
+        if len(request.service) + len(request.argument) > MAX_ASKED:
+            raise Refused(f"nobody is asked about a service and argument of more than {MAX_ASKED} characters")
         prompt = self._book.add(ask, request)
         waiting = _Waiting(prompt, asyncio.get_running_loop().create_future())
         self._waiting[prompt.id] = waiting
         reason = "its caller gave up, or the time is over"
-        self._bus.emit(Told("prompt", self._shown(prompt)))
         try:
+            self._bus.emit(Told("prompt", self._shown(prompt)))
             answer = await waiting.answer
             reason = "answered" if answer.chosen is None else f"answered: {answer.chosen[:80]}"
             return answer

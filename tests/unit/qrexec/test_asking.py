@@ -164,6 +164,16 @@ async def test_without_an_agent_nobody_is_asked(world):
         await world.ask()
 
 
+async def test_what_nobody_could_read_is_not_asked(world):
+    agent = Agent(world.desk)
+    await agent.next("ready")
+    request = Request("evil", "vault", "test.Echo", "+" + "x" * 60_000)
+    with pytest.raises(Refused, match="more than 512 characters"):
+        await world.desk.ask(evaluate(world.policy.current(), SYSTEM, request), request)
+    assert not agent.told
+    await agent.kill()
+
+
 async def test_a_question_is_shown_and_answered(world):
     agent = Agent(world.desk)
     await agent.next("ready")

@@ -192,6 +192,18 @@ def test_a_whole_new_history_needs_the_noted_key(whole: LogBench, bench: Bench) 
     assert whole.verify(root_key=noted).is_whole
 
 
+def test_a_log_that_is_gone_altogether_does_not_pass_for_a_new_one(whole: LogBench) -> None:
+    noted = (whole.directory / ROOT_FILE).read_text().strip()
+    line = parse_line(whole.lines()[5].rstrip(b"\n"))
+    for path in whole.directory.iterdir():
+        if path.is_file():
+            path.unlink()
+    assert whole.verify().is_whole
+    assert whole.verify(root_key=noted).fault is not None
+    fault = whole.verify(includes=line.tip).fault
+    assert fault is not None and "was noted down" in fault.why
+
+
 def test_a_noted_head_must_be_contained(whole: LogBench) -> None:
     line = parse_line(whole.lines()[5].rstrip(b"\n"))
     assert whole.verify(includes=line.tip).is_whole

@@ -53,9 +53,11 @@ class _Broken(Exception):
 class Verifier:
     """Feed it removed segments' checkpoints, then every segment in order, then ``finish``."""
 
-    def __init__(self, root_key: str, includes: Tip | None = None) -> None:
+    def __init__(self, root_key: str, includes: Tip | None = None, *, is_noted: bool = False) -> None:
+        """``is_noted``: a person had written ``root_key`` down, so there must be something."""
         self.report = Report()
         self._includes = includes
+        self._is_noted = is_noted
         self._key = root_key
         self._serial = 0
         self._known: dict[int, Checkpoint] = {}
@@ -192,18 +194,23 @@ class Verifier:
             )
         if report.first > 1:
             report.notes.append(f"records 1 to {report.first - 1} were removed for want of room, as recorded")
+        if self._includes is not None:
+            self._check_noted(self._includes.number)
         if signing is None:
-            if report.lines:
+            if report.lines or self._is_noted:
                 raise _Broken(self._expected, "the signing key is missing: whether the end was cut off cannot be told")
             return report
         self._check_end(signing)
-        if self._includes is not None and self._includes.number > report.tip.number:
-            raise _Broken(
-                self._expected, f"record {self._expected} is missing: record {self._includes.number} was noted down"
-            )
         if keys is not None:
             self._check_keys(keys)
         return report
+
+    def _check_noted(self, number: int) -> None:
+        report = self.report
+        if not report.lines or number > report.tip.number:
+            raise _Broken(self._expected, f"record {self._expected} is missing: record {number} was noted down")
+        if number < report.first:
+            report.notes.append(f"record {number}, which was noted down, is among the removed ones: not compared")
 
     def _check_end(self, signing: Signing) -> None:
         """The key for the next checkpoint says how far the log went."""
@@ -273,7 +280,7 @@ def _same(before: Signing | None, after: Signing | None) -> bool:
 
 
 def _verify_once(directory: Path, root_key: str, includes: Tip | None, signing: Signing | None) -> Report:
-    verifier = Verifier(root_key or read_root(directory), includes)
+    verifier = Verifier(root_key or read_root(directory), includes, is_noted=bool(root_key))
     try:
         verifier.feed_removed(read_removed(directory))
         segments = list_segments(directory)
