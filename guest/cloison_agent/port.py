@@ -10,7 +10,7 @@ import os
 from collections import deque
 from collections.abc import Callable
 
-from cloison.wire import Connection, Event, Hello, Restarted, Role
+from cloison.wire import Connection, Event, Restarted, Role
 from cloison.wire.frames import FILLER, HEADER_BYTES
 from cloison_agent.loop import EDGE, HANGUP, READ, WRITE, Loop
 
@@ -99,41 +99,35 @@ class Port:
         return done
 
     def _ready(self, mask: int) -> None:
-        if mask & (READ | HANGUP):
-            self._read_all()
-        if mask & HANGUP and self.connection.connected and not self._host_is_there():
+        if mask & (READ | HANGUP) and not self._read_all() and self.connection.connected:
             self.connection.restart()
             self._drop_output()
             self._on_event(Restarted("the host hung up"))
 
-    def _host_is_there(self) -> bool:
-        """A read of a port without host returns nothing at once instead of 'would block'."""
-        try:
-            data = os.read(self._fd, 4096)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        self._receive(data)
-        return bool(data)
-
-    def _read_all(self) -> None:
+    def _read_all(self) -> bool:
+        """Take what there is; whether a host is there. (Without one, a read returns nothing at once instead of "would
+        block".) Only those two answers end it: what stays unread makes no edge of its own."""
         pages = self._pages[:1]
         while True:
             try:
                 size = os.readv(self._fd, pages)
+            except BlockingIOError:
+                return True
             except OSError:
-                return
+                return False
             if not size:
-                return
+                return False
             self._receive(self._input[:size])
             pages = self._pages if size >= PAGE_BYTES else self._pages[:1]
 
     def _receive(self, data: bytes | memoryview) -> None:
         connection = self.connection
-        for event in connection.receive_data(data):
-            if isinstance(event, (Hello, Restarted)):
-                self._drop_output()
+        events = connection.receive_data(data)
+        if any(isinstance(event, Restarted) for event in events):
+            # Before the events, whose answers are for the new host. Its HELLO drops nothing: our answer to its greeting
+            # may still wait here, if they came in two reads.
+            self._drop_output()
+        for event in events:
             self._on_event(event)
         answer = connection.data_to_send()
         if answer:

@@ -31,8 +31,8 @@ CONNECT_RETRY_S = 0.02
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 60.0
 STEADY_S = 30.0
 """A relay that lived so long was not ended by a habit of its agent."""
-RETURN_TIMEOUT_S = 60.0
-"""Longest wait for the agent to answer a new relay; an emulated guest may be busy."""
+RETURN_TIMEOUT_S = 20.0
+"""Longest wait for the agent to answer a new relay, before another one tries; an emulated guest may be busy."""
 
 
 def _refuse(link: RelayProcess, handle: int, _: Call) -> None:
