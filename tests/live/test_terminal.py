@@ -149,6 +149,7 @@ def test_a_program_is_suspended_and_the_shell_goes_on(system: LiveSystem, qube: 
     terminal.wait_for("$ ")
     terminal.type("kill -9 %1; wait; echo al''ive\r")  # with a job left the shell would not end
     terminal.wait_for("alive")
+    terminal.wait_for("$ ")  # before its prompt the shell is not listening yet, and Ctrl-D would be lost
     terminal.type("\x04")
     assert terminal.exit_code() == 0
     assert terminal.is_cooked()
