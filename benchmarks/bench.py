@@ -15,6 +15,7 @@ from benchmarks.system import System, open_system
 
 PAYLOAD = b"x" * 63 + b"\n"
 STREAMS = 3
+SMALL_BYTES = 1024
 CALM_LIMIT_S = 120
 Tell = Callable[[str], None]
 """Says what is being done now, for whoever waits."""
@@ -97,8 +98,12 @@ class Bench:
             program = [drain(port, b"program\n") for _ in range(STREAMS + 1)][1:]
             sink = [fill(port) for _ in range(STREAMS + 1)][1:]
             self.tell("the bare agent's tar")
-            machine.run(make_files("/tmp/bench", self.options.file_mib, self.options.files))
-            large, small = ([pack(port, f"/tmp/bench/{what}") for _ in range(3)][1:] for what in ("large", "small"))
+            # Not /tmp: that is a file system in half of the guest's memory.
+            machine.run(make_files("/var/tmp/bench", self.options.file_mib, self.options.files))
+            sizes = {"large": self.options.file_mib << 20, "small": self.options.files * SMALL_BYTES}
+            large, small = (
+                [pack(port, f"/var/tmp/bench/{what}", size) for _ in range(3)][1:] for what, size in sizes.items()
+            )
         return BareFigures(true, echo, by_socket, stream, program, sink, large, small)
 
     def times(
@@ -146,9 +151,10 @@ class PlainFigures:
 
 
 def make_files(directory: str, file_mib: int, files: int) -> str:
-    """A line of shell: one large file in ``large``, many of a few hundred bytes in ``small``."""
+    """A line of shell: one large file in ``large``, many of SMALL_BYTES in ``small``; it fails if one is missing."""
     return (
         f"mkdir -p {directory}/large {directory}/small && cd {directory} "
         f"&& head -c {file_mib << 20} /dev/urandom > large/file && cd small "
-        f"&& seq {files} | split -l 1 -a 4 - f && echo made"
+        f"&& head -c {files * SMALL_BYTES} /dev/urandom | split -b {SMALL_BYTES} -a 4 - f "
+        f'&& test "$(ls | wc -l)" = {files}'
     )

@@ -128,7 +128,9 @@ def measure_copy(bench: Bench) -> Iterator[Figure]:
             system.call(source, command=f"cd bench && qvm-copy-to-vm {sink} {what}")
 
         def clean() -> None:
-            system.call(sink, command="rm -rf QubesIncoming")
+            arrived = system.call(sink, command="find QubesIncoming -type f | wc -l; rm -rf QubesIncoming")
+            if int(arrived) not in (1, options.files):
+                raise RuntimeError(f"{int(arrived)} files arrived")
 
         large = bench.times(lambda: copy("large"), 2, between=clean)
         small = bench.times(lambda: copy("small"), 2, between=clean)

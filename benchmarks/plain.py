@@ -129,19 +129,23 @@ class PlainMachine:
         return time.perf_counter() - self._started
 
     def run(self, command: str, *, user: str = "") -> bytes:
-        """A command by the same agent; its output."""
+        """A command by the same agent; its output. RuntimeError unless it ended with 0."""
         number = self._wire.new_session()
         self._send(Open(number, command=command, user=user, source="dom0", nogui=True))
         self._send(Data(number, Stream.STDIN, b""))
-        output = b""
+        output = errors = b""
         while True:
             for event in self._receive():
                 if isinstance(event, Exit):
+                    if event.code:
+                        raise RuntimeError(f"{command}: exit code {event.code}, {errors!r}")
                     return output
                 if isinstance(event, Reset):
                     raise RuntimeError(f"{command}: {event.reason}")
                 if isinstance(event, Data) and event.stream == Stream.STDOUT:
                     output += event.payload
+                elif isinstance(event, Data):
+                    errors += event.payload
 
     def start_bare_agent(self) -> socket.socket:
         """The bare agent's port, answering."""
@@ -195,14 +199,19 @@ def fill(port: socket.socket) -> float:
     return STREAM_BYTES / (1 << 20) / (time.perf_counter() - started)
 
 
-def pack(port: socket.socket, directory: str) -> float:
-    """Receive a tar of the guest's directory; seconds."""
+def pack(port: socket.socket, directory: str, least_bytes: int) -> float:
+    """Receive a tar of the guest's directory; seconds. RuntimeError unless it has so many bytes at least."""
     started = time.perf_counter()
     port.sendall(f"files {directory}\n".encode())
-    end = b""
+    end, received = b"", 0
     while not end.endswith(b"done\n"):
-        end = (end + port.recv(RECEIVE_BYTES))[-5:]
-    return time.perf_counter() - started
+        data = port.recv(RECEIVE_BYTES)
+        received += len(data)
+        end = (end + data)[-5:]
+    took_s = time.perf_counter() - started
+    if received < least_bytes:
+        raise RuntimeError(f"the tar of {directory} has {received} bytes, its files have {least_bytes}")
+    return took_s
 
 
 def _connect(path: Path, process: subprocess.Popen[bytes]) -> socket.socket:
