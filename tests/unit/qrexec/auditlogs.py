@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 from cloison.qrexec.audit.disk import Disk
@@ -37,12 +38,23 @@ class LogBench:
         self.segment_bytes, self.limit_bytes = segment_bytes, limit_bytes
         self.told: list[str] = []
         self.ticks = Ticks()
+        self._opened: list[AuditLog] = []
         self.log = self.open(disk)
 
     def open(self, disk: Disk | None = None) -> AuditLog:
-        return AuditLog(self.directory, self.find, limit_bytes=lambda: self.limit_bytes, tell=self.told.append,
-                        segment_bytes=self.segment_bytes, disk=disk,
-                        clocks=Clocks(self.ticks, self.ticks, "boot"))  # fmt: skip
+        log = AuditLog(self.directory, self.find, limit_bytes=lambda: self.limit_bytes, tell=self.told.append,
+                       segment_bytes=self.segment_bytes, disk=disk,
+                       clocks=Clocks(self.ticks, self.ticks, "boot"))  # fmt: skip
+        self._opened.append(log)
+        return log
+
+    def remove(self) -> None:
+        """The files, and the descriptors that the death of the processes would have closed."""
+        for log in self._opened:
+            for descriptor in {log._fd, *log._unsynced} - {-1}:
+                os.close(descriptor)
+        self._opened.clear()
+        shutil.rmtree(self.directory)
 
     def find(self, name: str) -> Subject | None:
         return Subject(f"uuid-{name}", name, self.levels[name]) if name in self.levels else None

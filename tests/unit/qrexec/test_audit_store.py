@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -66,7 +65,7 @@ def test_a_crash_at_any_step_leaves_a_record_that_goes_on_and_verifies(bench: Be
         assert kept[-1] == 100 and kept[:-1] == sorted(kept[:-1])
         if report.first == 1:
             assert kept[: len(done)] == done
-        shutil.rmtree(it.directory)
+        it.remove()
 
 
 def test_a_crash_leaves_no_old_signing_key_in_any_file(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +92,7 @@ def test_a_crash_leaves_no_old_signing_key_in_any_file(bench: Bench, monkeypatch
         everything = b"".join(path.read_bytes() for path in it.directory.iterdir())
         old = [key for key in used if key != present.key.private_bytes_raw().hex() and key.encode() in everything]
         assert old == [], step
-        shutil.rmtree(it.directory)
+        it.remove()
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.6, 1.0])
@@ -114,7 +113,7 @@ def test_a_power_cut_at_any_step_loses_at_most_what_was_not_settled(bench: Bench
         assert report.fault is None, (step, report.fault)
         settled = len(done) // 4 * 4
         assert it.calls()[:settled][: max(settled - 4, 0)] == done[: max(settled - 4, 0)]
-        shutil.rmtree(it.directory)
+        it.remove()
 
 
 def test_a_torn_last_line_is_told_cut_off_and_recorded(bench: Bench) -> None:

@@ -50,8 +50,12 @@ async def ended(link) -> None:
 
 
 def resident_kib(pid: int | None) -> int:
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(status.split("VmRSS:")[1].split()[0])
+    """Nothing of a process that is gone: its end is heard of a moment later."""
+    try:
+        _, _, rest = Path(f"/proc/{pid}/status").read_text().partition("VmRSS:")
+    except FileNotFoundError:
+        return 0
+    return int(rest.split()[0]) if rest else 0
 
 
 ILLEGAL = {
