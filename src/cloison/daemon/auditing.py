@@ -46,6 +46,8 @@ class Auditing:
         self._ledger = ledger
         self._policy = policy
         self._policy_hash = ""
+        self._older: dict[str, None] = {}
+        """Hashes of sets that were in force before, oldest first."""
         self._subjects_of: Inventory | None = None
         self._subjects: dict[str, Subject | None] = {}
         self._follower: asyncio.Task[None] | None = None
@@ -104,19 +106,32 @@ class Auditing:
 
     def write(self, record: Mapping[str, AuditValue]) -> None:
         """The broker's: OSError if the record cannot be kept, and then nothing is done."""
-        current = str(record.get("policy") or self._policy_hash)
-        if current != self._policy_hash:
-            self.log.write({"kind": Kind.POLICY.value, "event": "changed", "old": self._policy_hash, "policy": current})
-            self._policy_hash = current
+        # A record names the set that decided, which may be an older one by now; or one that was there so shortly that
+        # nothing was written meanwhile.
+        decided = str(record.get("policy") or "")
+        if decided and decided != self._policy_hash and decided not in self._older:
+            self.log.write(self._changed_to(decided))
+            self._know_policy(decided)
+        if self._policy.digest != self._policy_hash:
+            self.log.write(self._changed_to(self._policy.digest))
+            self._know_policy(self._policy.digest)
         self.log.write(record)
 
     def note_policy(self, *, who: str) -> None:
         """The policy may have been changed by ``who``; if so that is recorded now."""
         self._policy.current()
         if self._policy.digest != self._policy_hash:
-            self.log.note({"kind": Kind.POLICY.value, "event": "changed", "who": who, "old": self._policy_hash,
-                           "policy": self._policy.digest})  # fmt: skip
-            self._policy_hash = self._policy.digest
+            self.log.note({**self._changed_to(self._policy.digest), "who": who})
+            self._know_policy(self._policy.digest)
+
+    def _changed_to(self, policy: str) -> dict[str, AuditValue]:
+        return {"kind": Kind.POLICY.value, "event": "changed", "old": self._policy_hash, "policy": policy}
+
+    def _know_policy(self, policy: str) -> None:
+        self._older[self._policy_hash] = None
+        self._policy_hash = policy
+        if len(self._older) > MAX_REMEMBERED:
+            del self._older[next(iter(self._older))]
 
     # -- changes
 

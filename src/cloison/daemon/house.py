@@ -220,7 +220,7 @@ async def _open_doors(
     dom0 = Dom0Services(layout.services, builtins, stdin_bytes=limits.builtin_stdin_bytes)
     broker = Broker(
         targets, policy, auditing, dom0, limits=limits, limit_rules=LimitSource(layout.limits),
-        policy_hash=lambda: policy.digest, ask=questions.ask, tell=door.tell,
+        ask=questions.ask, tell=door.tell,
     )  # fmt: skip
     door.broker = broker
     works.connector.on_call, works.connector.on_gone = broker.on_call, broker.on_gone

@@ -14,7 +14,7 @@ from cloison.policy.evaluate import Request, evaluate, refuse_ask, requested_tar
 from cloison.policy.loader import load_policy
 from cloison.policy.rules import Rule, RulePlace
 from cloison.policy.ruleset import BrokenPolicy, PolicySet
-from cloison.policy.source import PolicySource
+from cloison.policy.source import Judged, PolicySource
 from cloison.policy.store import install_defaults
 from cloison.policy.system import SystemInfo
 from cloison.policy.verdicts import Allow, Ask, Cause, Deny, Relay, Verdict
@@ -25,6 +25,7 @@ __all__ = [
     "BrokenPolicy",
     "Cause",
     "Deny",
+    "Judged",
     "PolicyError",
     "PolicySet",
     "PolicySource",

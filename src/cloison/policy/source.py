@@ -7,6 +7,7 @@ evaluate, errors.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 from cloison.policy.errors import PolicyError
 from cloison.policy.evaluate import Request, evaluate
@@ -15,6 +16,13 @@ from cloison.policy.loader import load_from
 from cloison.policy.ruleset import BrokenPolicy, PolicySet
 from cloison.policy.system import SystemInfo
 from cloison.policy.verdicts import Verdict
+
+
+class Judged(NamedTuple):
+    """A verdict, and the hash of the set that gave it: the files may be others by the time it is written down."""
+
+    verdict: Verdict
+    policy: str
 
 
 class PolicySource:
@@ -38,11 +46,16 @@ class PolicySource:
 
     @property
     def digest(self) -> str:
-        """Of the policy that was read last: the one by which the last call was decided."""
+        """Of the policy that was read last."""
         return self._current.digest
 
     def evaluate(self, system: SystemInfo, request: Request) -> Verdict:
         return evaluate(self.current(), system, request)
+
+    def judge(self, system: SystemInfo, request: Request) -> Judged:
+        """For the record."""
+        policy = self.current()
+        return Judged(evaluate(policy, system, request), policy.digest)
 
     def _read(self) -> None:
         disk = Disk()

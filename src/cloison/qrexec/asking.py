@@ -68,13 +68,16 @@ class AskDesk:
     def agents(self) -> int:
         return len(self._bus)
 
-    async def ask(self, ask: Ask, request: Request) -> Answer:
-        """Raises Refused where nobody was asked. Cancelled, it takes the question away from the agents."""
+    async def ask(self, ask: Ask, request: Request, owner: str) -> Answer:
+        """Raises Refused where nobody was asked. Cancelled, it takes the question away from the agents.
+
+        ``owner``: the qube whose question it counts as.
+        """
         if not self.agents:
             raise Refused("nobody could be asked: no ask-agent is running", hint="start one: `cloison ask-agent`")
         if len(request.service) + len(request.argument) > MAX_ASKED:
             raise Refused(f"nobody is asked about a service and argument of more than {MAX_ASKED} characters")
-        prompt = self._book.add(ask, request)
+        prompt = self._book.add(ask, request, owner)
         waiting = _Waiting(prompt, asyncio.get_running_loop().create_future())
         self._waiting[prompt.id] = waiting
         reason = "its caller gave up, or the time is over"

@@ -16,6 +16,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
+from enum import Enum
 from typing import Any, NoReturn, assert_never
 
 from cloison.errors import BadRequest, CloisonError, NotNow, QubeNotFound, QubeNotRunning, Refused
@@ -24,10 +25,10 @@ from cloison.policy import (
     Allow,
     Ask,
     Deny,
+    Judged,
     Request,
     RulePlace,
     SystemInfo,
-    Verdict,
     refuse_ask,
     requested_target,
     resolve_ask,
@@ -37,6 +38,7 @@ from cloison.policy.verdicts import Cause
 from cloison.qrexec.calls import CallAllowed, CallEnded, CallEvent, CallRefused, CallState, CallView
 from cloison.qrexec.dom0 import Dom0Services
 from cloison.qrexec.limits import BuiltInLimits, LimitBook, LimitDoor, Watchdog
+from cloison.qrexec.owners import Owners
 from cloison.qrexec.pace import Repeats
 from cloison.qrexec.packets import Closing
 from cloison.qrexec.ports import (
@@ -61,6 +63,14 @@ DISPOSABLE = "@dispvm"
 DISPOSABLE_PREFIX = "@dispvm:"
 
 
+class _Told(Enum):
+    """What the record says of a call that was let in: nothing yet, that it was, or also how it ended."""
+
+    NOTHING = 0
+    ALLOWED = 1
+    ENDED = 2
+
+
 @dataclass
 class _Running:
     """A call on its way: its picture, its task, and where it can be ended."""
@@ -73,8 +83,11 @@ class _Running:
     since: float = field(default_factory=time.monotonic)
     """For durations: the clock for people may jump."""
     request: Request | None = None
+    policy: str = ""
+    """Hash of the set that its verdict came from; "" where none had a say."""
     granted: Allow | None = None
     was_asked: bool = False
+    told: _Told = _Told.NOTHING
     held: Mapping[Kind, Held] = field(default_factory=dict)
     end_reason: str = ""
     """Why it was ended from here, for the record: guests are told less."""
@@ -84,14 +97,14 @@ class _Recorded(Refused):
     """A refusal whose audit line is written already."""
 
 
+_EXPECTED = (CloisonError, OSError)
+"""What ends a call and is nobody's mistake here: refusals, time-outs, no descriptor left."""
 _DOM0_RULE = RulePlace("dom0", 0)
 """Where a rule would stand, for calls that no rule is asked about."""
 
 
 class Broker:
-    """See the module. ``clock``: seconds since the epoch, for people; durations use the loop's clock.
-
-    ``policy_hash``: of the set that the last verdict came from, for the record."""
+    """See the module. ``clock``: seconds since the epoch, for people; durations use the loop's clock."""
 
     def __init__(
         self,
@@ -105,7 +118,6 @@ class Broker:
         limit_rules: LimitDoor | None = None,
         tell: Callable[[CallEvent], None] = lambda event: None,
         clock: Callable[[], float] = time.time,
-        policy_hash: Callable[[], str] = lambda: "",
     ) -> None:
         self._targets = targets
         self._policy = policy
@@ -115,10 +127,10 @@ class Broker:
         self._limits = limits or Limits()
         self._tell = tell
         self._clock = clock
-        self._policy_hash = policy_hash
         self._calls: dict[int, _Running] = {}
         self._asked: dict[tuple[CallLink, int], _Running] = {}
         self._next_id = 1
+        self._owners = Owners()
         self._repeats = Repeats(self._record_repeats)
         self._book = LimitBook(limit_rules or BuiltInLimits(), time.monotonic)
         self._watchdog = Watchdog(self.calls, self._outgrown)
@@ -186,7 +198,7 @@ class Broker:
         for running in list(self._calls.values()):
             if running.request is None:
                 continue
-            now = self._evaluate(system, running.request)
+            now = self._judge(system, running.request).verdict
             if isinstance(now, Deny) and now.cause is Cause.BROKEN_POLICY:
                 raise Refused(f"{now.reason}; no call was ended")
             if reason := why_ended(now, running.granted, was_asked=running.was_asked):
@@ -217,10 +229,12 @@ class Broker:
                     running.ends.append((link, handle))
                     link.accept(handle, ours)
                     running.joined = True
-                    await self._carry(running, target, theirs, _open_for_guest(call, verdict, link.qube), info)
-        except (CloisonError, TimeoutError, asyncio.CancelledError) as error:
+                    with theirs:
+                        await self._carry(running, target, theirs, _open_for_guest(call, verdict, link.qube), info)
+        except BaseException as error:
+            # Whatever it is: what was recorded as allowed must not stay without an end.
             self._fail(running, error)
-            if isinstance(error, asyncio.CancelledError):
+            if not isinstance(error, _EXPECTED):
                 raise
         finally:
             self._asked.pop((link, handle), None)
@@ -237,11 +251,11 @@ class Broker:
         request = running.request = Request(
             running.view.source, call.target, service, "+" + argument, call.source or None
         )
-        verdict = self._evaluate(system, request)
+        verdict, running.policy = self._judge(system, request)
         answer = None
         if isinstance(verdict, Ask):
             running.view = replace(running.view, state=CallState.ASKING, rule=str(verdict.rule))
-            verdict, answer = await self._resolve(verdict, request)
+            verdict, answer = await self._resolve(running, verdict, request)
             if answer is not None:
                 said = "deny" if isinstance(verdict, Deny) else "allow"
                 chosen = verdict.target if isinstance(verdict, Allow) else ""
@@ -260,7 +274,7 @@ class Broker:
             requested_target=requested_target(system, call.target),
         )
         self._check_disposables(running, verdict.target)
-        self._record(running, "allowed", reason=verdict.reason)
+        self._record_allowed(running, verdict.reason)
         self._tell(CallAllowed(running.view, verdict.notify))
         return verdict
 
@@ -273,19 +287,19 @@ class Broker:
         self._tell(CallRefused(running.view, verdict.reason, verdict.notify or broken, cause=verdict.cause))
         raise _Recorded(verdict.reason)
 
-    def _evaluate(self, system: SystemInfo, request: Request) -> Verdict:
+    def _judge(self, system: SystemInfo, request: Request) -> Judged:
         try:
-            return self._policy.evaluate(system, request)
+            return self._policy.judge(system, request)
         except Exception as error:
             # The named border: no decision, no action.
             log.exception("the policy failed on %s", request)
             raise Refused(f"the policy failed: {type(error).__name__}") from error
 
-    async def _resolve(self, ask: Ask, request: Request) -> tuple[Allow | Deny, Answer | None]:
+    async def _resolve(self, running: _Running, ask: Ask, request: Request) -> tuple[Allow | Deny, Answer | None]:
         """The verdict after the question, and the answer if there was one."""
         try:
             async with asyncio.timeout(self._limits.ask_timeout_s):
-                answer = await self._ask(ask, request)
+                answer = await self._ask(ask, request, self._owners.find(running.view.source))
         except TimeoutError:
             return _unasked(ask, "nobody answered in time"), None
         except Refused as error:
@@ -299,9 +313,11 @@ class Broker:
         granted = resolve_ask(ask, answer.chosen)
         if isinstance(granted, Allow):
             # People take their time: meanwhile the policy may have become another.
-            now = self._evaluate(self._targets.system_info(), request)
+            now, policy = self._judge(self._targets.system_info(), request)
             if reason := why_ended(now, granted, was_asked=True):
-                return refuse_ask(ask, f"the policy changed while the user was asked: {reason}"), answer
+                running.policy = policy
+                refused = refuse_ask(ask, f"the policy changed while the user was asked: {reason}")
+                return replace(refused, rule=now.rule), answer
         return granted, answer
 
     # Calls of dom0
@@ -322,11 +338,11 @@ class Broker:
                 told = True
                 await accepted()
                 await self._carry(running, target, client, _open_for_host(call), info)
-        except (CloisonError, OSError, asyncio.CancelledError) as error:
+        except BaseException as error:
             self._fail(running, error)
             if not told:
-                await refused(str(error))
-            if isinstance(error, asyncio.CancelledError):
+                await refused(running.end_reason or _in_words(error))
+            if not isinstance(error, _EXPECTED):
                 raise
         finally:
             client.close()
@@ -349,7 +365,7 @@ class Broker:
         if spelled == DOM0 and call.command:
             raise BadRequest("dom0 runs services only; a command for dom0 is run by your own shell")
         running.view = replace(running.view, target=spelled, user=call.user)
-        self._record(running, "allowed", reason="called by dom0")
+        self._record_allowed(running, "called by dom0")
         verdict = Allow(spelled, call.user, call.autostart, False, "called by dom0", _DOM0_RULE)
         self._tell(CallAllowed(running.view, False))
         return verdict
@@ -372,6 +388,7 @@ class Broker:
             if name.startswith(DISPOSABLE_PREFIX):
                 template = QubeName(name.removeprefix(DISPOSABLE_PREFIX))
                 name = disposable = await self._targets.create_disposable(template, source)
+                self._owners.add(name, source, self._targets.system_info().shape.qubes)
                 running.view = replace(running.view, target=name)
             elif verdict.autostart:
                 await self._targets.ensure_running(name)
@@ -386,20 +403,19 @@ class Broker:
                      info: ServiceCall | None) -> None:  # fmt: skip
         """Join the target to the leg and stay until the call is over."""
         running.view = replace(running.view, state=CallState.RUNNING)
-        if target is None:
-            assert info is not None
+        try:
             with self._watchdog.watching(running.view.id, running.held):
-                closing = await self._dom0.serve(info, leg)
-        else:
-            opened = target.open_call(request, leg, may_signal=running.view.source == DOM0)
-            running.ends.append((opened.link, opened.handle))
-            try:
-                with self._watchdog.watching(running.view.id, running.held):
+                if target is None:
+                    assert info is not None
+                    closing = await self._dom0.serve(info, leg)
+                else:
+                    opened = target.open_call(request, leg, may_signal=running.view.source == DOM0)
+                    running.ends.append((opened.link, opened.handle))
                     closing = await opened.closed
-            except asyncio.CancelledError:
-                for link, number in running.ends:
-                    link.end_call(number, "the call was ended")
-                raise
+        except BaseException:
+            for link, number in running.ends:
+                link.end_call(number, "the call was ended")
+            raise
         self._finish(running, closing)
 
     def _begin(self, source: QubeName, call: Call) -> _Running:
@@ -421,31 +437,39 @@ class Broker:
             log.error("call %d of %s failed", running.view.id, running.view.source, exc_info=error)
 
     def _check_limits(self, running: _Running) -> None:
-        mine = sum(1 for other in self._calls.values() if other.view.source == running.view.source)
-        if mine > self._limits.calls_per_source:
+        if len(self._calls_of_owner(running)) > self._limits.calls_per_source:
             raise Refused(f"{running.view.source} has {self._limits.calls_per_source} calls already")
         if len(self._calls) > self._limits.calls:
             raise Refused(f"there are {self._limits.calls} calls already")
 
     def _check_disposables(self, running: _Running, target: str) -> None:
         running.disposable = target.startswith(DISPOSABLE_PREFIX)
-        source = running.view.source
-        held = sum(1 for other in self._calls.values() if other.disposable and other.view.source == source)
+        held = sum(1 for other in self._calls_of_owner(running) if other.disposable)
         if running.disposable and held > self._limits.disposables_per_source:
             running.disposable = False
+            source = running.view.source
             raise Refused(f"{source} holds {self._limits.disposables_per_source} disposables already")
+
+    def _calls_of_owner(self, running: _Running) -> list[_Running]:
+        """The calls that count together with this one, itself included."""
+        owner = self._owners.find(running.view.source)
+        return [other for other in self._calls.values() if self._owners.find(other.view.source) == owner]
 
     def _fail(self, running: _Running, error: BaseException) -> None:
         """The last line of a call that never got a closing."""
-        if isinstance(error, _Recorded):
+        if isinstance(error, _Recorded) or running.told is _Told.ENDED:
             return
-        reason = str(error) or ("took too long" if isinstance(error, TimeoutError) else "given up")
-        reason = running.end_reason or reason
-        failed = running.view.state in (CallState.PREPARING, CallState.RUNNING)
-        if failed or self._repeats.may_write(running.view.source):
-            with contextlib.suppress(CloisonError):
-                self._record(running, "failed" if failed else "denied", reason=reason)
-        self._tell(CallRefused(running.view, reason, isinstance(error, CloisonError | TimeoutError), failed))
+        reason = running.end_reason or _in_words(error)
+        failed = running.told is _Told.ALLOWED
+        if isinstance(error, OSError) and not isinstance(error, TimeoutError):
+            log.error("call %d of %s cannot be made: %s", running.view.id, running.view.source, error)
+        if failed:
+            self._record_end(running, "failed", reason=reason)
+        elif self._repeats.may_write(running.view.source):
+            with contextlib.suppress(Refused):
+                self._record(running, "denied", reason=reason)
+        notify = not isinstance(error, asyncio.CancelledError)
+        self._tell(CallRefused(running.view, reason, notify, failed))
 
     def _finish(self, running: _Running, closing: Closing) -> None:
         view = running.view = replace(
@@ -454,20 +478,30 @@ class Broker:
             stdout_bytes=closing.stdout_bytes,
             stderr_bytes=closing.stderr_bytes,
         )
-        with contextlib.suppress(Refused):  # it is over already; the log says why its line is missing
-            self._record(running, "ended", reason=running.end_reason or closing.reason, exit_code=closing.exit_code,
-                     seconds=round(time.monotonic() - running.since, 3), stdin_bytes=view.stdin_bytes,
-                     stdout_bytes=view.stdout_bytes, stderr_bytes=view.stderr_bytes)  # fmt: skip
+        self._record_end(running, "ended", reason=running.end_reason or closing.reason, exit_code=closing.exit_code,
+                         seconds=round(time.monotonic() - running.since, 3), stdin_bytes=view.stdin_bytes,
+                         stdout_bytes=view.stdout_bytes, stderr_bytes=view.stderr_bytes)  # fmt: skip
         self._tell(CallEnded(view, closing.exit_code, running.end_reason or closing.reason))
 
     def _record_repeats(self, source: str, count: int) -> None:
         with contextlib.suppress(OSError):
             self._audit.write({"event": "denied-more", "source": source, "count": count})
 
+    def _record_allowed(self, running: _Running, reason: str) -> None:
+        self._record(running, "allowed", reason=reason)
+        running.told = _Told.ALLOWED
+
+    def _record_end(self, running: _Running, event: str, **more: AuditValue) -> None:
+        """The one end of a call that was recorded as allowed."""
+        if running.told is _Told.ALLOWED:
+            running.told = _Told.ENDED
+            with contextlib.suppress(Refused):  # it is over already; the log says why its line is missing
+                self._record(running, event, **more)
+
     def _record(self, running: _Running, event: str, **more: AuditValue) -> None:
         """An audit line; raises Refused if it cannot be kept, because then nothing may be done."""
         view = running.view
-        record: dict[str, AuditValue] = {"event": event, "call": view.id, "policy": self._policy_hash(),
+        record: dict[str, AuditValue] = {"event": event, "call": view.id, "policy": running.policy,
                                          "source": view.source, "requested_target": view.requested_target,
                                          "service": view.service, "target": view.target, "user": view.user,
                                          "rule": view.rule}  # fmt: skip
@@ -476,6 +510,12 @@ class Broker:
         except OSError as error:
             log.critical("the audit log cannot be written: %s", error)
             raise Refused(f"the audit log cannot be written: {error}") from error
+
+
+def _in_words(error: BaseException) -> str:
+    if isinstance(error, TimeoutError | asyncio.CancelledError):
+        return str(error) or ("took too long" if isinstance(error, TimeoutError) else "given up")
+    return str(error) if isinstance(error, _EXPECTED) else f"a mistake of the broker: {type(error).__name__}"
 
 
 def _unasked(ask: Ask, why: str) -> Deny:

@@ -151,9 +151,8 @@ class RelayLink:
                     log.info("the channel to %s is gone: %s", self.qube, error)
                     return
                 except (BackendFailed, OSError) as error:
-                    log.warning(
-                        "the relay of %s ended (%s); another one failed: %s", self.qube, reason, error or "no answer"
-                    )
+                    why = str(error) or "no answer"
+                    log.warning("the relay of %s ended (%s); another one failed: %s", self.qube, reason, why)
         finally:
             self._gone.set()
 

@@ -22,6 +22,9 @@ log = logging.getLogger(__name__)
 
 FAILED, BROKEN = 1, 2
 REGISTERED = "60-registered-arguments"
+MAX_REGISTERED = 64
+"""Arguments of one qube. Each is a line that every later load of the policy reads, and nobody takes it back."""
+TRANSIENT = "DispVM"
 _REGISTERED = re.compile(r"\+[A-Za-z0-9._-]{1,64}", re.ASCII)
 MAX_SOURCE, MAX_TARGET = 31, 63
 """Bytes of the two names that EvalSimple reads."""
@@ -44,7 +47,7 @@ def policy_handlers(
         handlers[f"policy.{verb}"] = functools.partial(_serve, store, work, "")
         if verb != "GetFiles":
             handlers[f"policy.{INCLUDE}.{verb}"] = functools.partial(_serve, store, work, f"{INCLUDE}/")
-    handlers["policy.RegisterArgument"] = functools.partial(_register_argument, store)
+    handlers["policy.RegisterArgument"] = functools.partial(_register_argument, store, system)
     handlers["policy.EvalSimple"] = functools.partial(_eval_simple, policy, system)
     return handlers
 
@@ -123,7 +126,9 @@ def _token(untrusted_token: bytes) -> str:
     return token
 
 
-async def _register_argument(store: PolicyStore, call: ServiceCall, stdin: bytes) -> bytes:
+async def _register_argument(
+    store: PolicyStore, system: Callable[[], SystemInfo], call: ServiceCall, stdin: bytes
+) -> bytes:
     """policy.RegisterArgument+SERVICE: the target that was asked for may call SERVICE with this argument on the caller.
 
     An argument of a service is registered once, by whoever comes first: no other qube can take it over.
@@ -133,19 +138,26 @@ async def _register_argument(store: PolicyStore, call: ServiceCall, stdin: bytes
         raise ServiceFailed(FAILED, "the argument is a service; the input 1 to 64 letters, digits, '-', '.', '_'")
     if not call.requested_target or call.requested_target.startswith("@"):
         raise ServiceFailed(FAILED, "the target is the qube that is going to call")
+    qubes = system().shape.qubes
+    if any(name in qubes and qubes[name].klass == TRANSIENT for name in (call.source, call.requested_target)):
+        raise ServiceFailed(FAILED, "a disposable registers nothing: its name may be another's tomorrow")
     line = f"{call.argument} {argument} {call.requested_target} {call.source} allow"
-    await _serve(store, functools.partial(_register, line, call.argument, argument), "", call, b"")
+    await _serve(store, functools.partial(_register, line, call.argument, argument, call.source), "", call, b"")
     log.info("%s registered: %s", call.source, line)
     return b""
 
 
-def _register(line: str, service: str, argument: str, store: PolicyStore, _name: str, _payload: bytes) -> bytes:
+def _register(
+    line: str, service: str, argument: str, source: str, store: PolicyStore, _name: str, _payload: bytes
+) -> bytes:
     file = str(store.path_of(REGISTERED))
 
     def place(policy: PolicySet) -> None:
-        taken = (rule for rule in policy.rules if rule.place.file == file)
+        taken = [rule for rule in policy.rules if rule.place.file == file]
         if any((rule.service, rule.argument) == (service, argument) for rule in taken):
             raise StoreError(f"{service}{argument} is registered already")
+        if sum(1 for rule in taken if rule.target.text == source) >= MAX_REGISTERED:
+            raise StoreError(f"{source} has registered {MAX_REGISTERED} arguments already")
 
     store.insert_line(REGISTERED, line, place=place, check=lambda policy: None)
     return b""

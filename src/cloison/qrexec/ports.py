@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 
 from cloison.errors import Refused
 from cloison.model.names import QubeName
-from cloison.policy import Ask, Request, SystemInfo, Verdict
+from cloison.policy import Ask, Judged, Request, SystemInfo
 from cloison.qrexec.packets import Closing
 from cloison.wire.messages import Open
 
@@ -73,7 +73,7 @@ class Targets(Protocol):
 class PolicyDoor(Protocol):
     """PolicySource. Whatever it raises counts as a denial."""
 
-    def evaluate(self, system: SystemInfo, request: Request) -> Verdict: ...
+    def judge(self, system: SystemInfo, request: Request) -> Judged: ...
 
 
 class Answer(NamedTuple):
@@ -83,12 +83,12 @@ class Answer(NamedTuple):
     by: str
 
 
-Asker = Callable[[Ask, Request], Awaitable[Answer]]
-"""Ask the user. Silence is no; so is every error, and a Refused says in words for the user why nobody was asked.
-Cancelled when the caller goes away."""
+Asker = Callable[[Ask, Request, str], Awaitable[Answer]]
+"""Ask the user; the question counts as one of the qube named last. Silence is no; so is every error, and a Refused says
+in words for the user why nobody was asked. Cancelled when the caller goes away."""
 
 
-async def refuse_all(_: Ask, __: Request) -> Answer:
+async def refuse_all(_: Ask, __: Request, ___: str) -> Answer:
     """Nobody is there to be asked."""
     raise Refused("nobody can be asked")
 
@@ -142,9 +142,9 @@ class Limits:
     """How much one qube may ask for at the very most; limit rules (``limits``) say how much it should."""
 
     calls_per_source: int = 256
-    """Running and waiting together, whatever the limit rules say. Qubes: 256 for all of a qube's calls."""
+    """Running and waiting together, those of its disposables included, whatever the limit rules say. Qubes: 256."""
     disposables_per_source: int = 16
-    """Disposables that calls of one qube hold at once: each costs memory."""
+    """Disposables that calls of one qube, and of disposables among these, hold at once: each costs memory."""
     calls: int = 1024
     """All qubes together; each costs the daemon some descriptors while it is made."""
     ask_timeout_s: float = 120.0

@@ -54,7 +54,7 @@ class Place:
         request = Request("work", "@default", service, "+")
         verdict = evaluate(self.policy.current(), SYSTEM, request)
         assert isinstance(verdict, Ask)
-        return asyncio.create_task(self.desk.ask(verdict, request))
+        return asyncio.create_task(self.desk.ask(verdict, request, request.source))
 
     async def until(self, condition, what: str = "") -> None:
         async with asyncio.timeout(20):

@@ -99,6 +99,39 @@ async def test_a_changed_policy_is_recorded_before_the_first_call_that_it_decide
     ]
 
 
+async def test_a_call_keeps_the_policy_that_decided_it_when_there_is_another_one_by_now(records: Records) -> None:
+    call(records)
+    old = records.policy.digest
+    (records.policy_directory / "30-user.policy").write_text("test.Echo * work dom0 allow\n")
+    new = records.policy.current().digest
+    call(records, event="ended", policy=old)
+    call(records, policy=new)
+    call(records, event="ended", policy=old)
+    assert records.found("kind", "event", "policy", "old")[2:] == [
+        ("policy", "changed", new, old),
+        ("call", "ended", old, None),
+        ("call", "allowed", new, None),
+        ("call", "ended", old, None),
+    ]
+
+
+async def test_a_policy_that_was_there_for_one_decision_is_recorded_and_so_is_the_return_to_an_old_one(
+    records: Records,
+) -> None:
+    file = records.policy_directory / "30-user.policy"
+    text, old = file.read_text(), records.policy.digest
+    file.write_text("test.Echo * work dom0 allow\n")
+    short = records.policy.current().digest
+    file.write_text(text)
+    assert records.policy.current().digest == old
+    call(records, policy=short)
+    assert records.found("kind", "event", "policy", "old")[1:] == [
+        ("policy", "changed", short, old),
+        ("policy", "changed", old, short),
+        ("call", "allowed", short, None),
+    ]
+
+
 async def test_a_policy_that_somebody_changed_is_recorded_when_it_is_said(records: Records) -> None:
     records.auditing.note_policy(who="dom0")
     (records.policy_directory / "30-user.policy").write_text("broken\n")

@@ -14,7 +14,7 @@ from fakes import FakeAgent, Service
 
 from cloison.errors import QubeNotFound, QubeNotRunning
 from cloison.model.names import QubeName
-from cloison.policy import Allow, Ask, Deny, PolicySource, Request, RulePlace, SystemInfo, Verdict
+from cloison.policy import Allow, Ask, Deny, Judged, PolicySource, Request, RulePlace, SystemInfo, Verdict
 from cloison.policy.limits import LimitSource
 from cloison.policy.verdicts import Cause
 from cloison.qrexec.broker import Broker
@@ -50,10 +50,11 @@ class Qubes:
         self.halted: set[str] = set()
         self.services: dict[str, Service] = {}
         self.released: list[str] = []
+        self.klasses: dict[str, str] = {}
         self._count = 0
 
     def system_info(self) -> SystemInfo:
-        running = {name: {"type": "AppVM", "power_state": "Running"} for name in self.agents}
+        running = {name: {"type": self.klasses.get(name, "AppVM"), "power_state": "Running"} for name in self.agents}
         halted = {name: {"type": "AppVM", "power_state": "Halted"} for name in self.halted}
         dvm = {"default-dvm": {"type": "AppVM", "template_for_dispvms": True}}
         dom0 = {"dom0": {"type": "AdminVM", "default_dispvm": "default-dvm"}}
@@ -104,10 +105,13 @@ class Policy:
         self.requests: list[Request] = []
         self.files: PolicySource | None = None
 
-    def evaluate(self, system: SystemInfo, request: Request) -> Verdict:
+    def judge(self, system: SystemInfo, request: Request) -> Judged:
         self.requests.append(request)
         if self.files is not None:
-            return self.files.evaluate(system, request)
+            return self.files.judge(system, request)
+        return Judged(self._find_verdict(system, request), "sha256:a test")
+
+    def _find_verdict(self, system: SystemInfo, request: Request) -> Verdict:
         verdict = self.verdicts.get(request.service)
         if isinstance(verdict, Exception):
             raise verdict
@@ -177,7 +181,7 @@ class House:
             await self.qubes.stop(name)
         await self.connector.close()
 
-    async def _answer(self, ask: Ask, request: Request) -> Answer:
+    async def _answer(self, ask: Ask, request: Request, owner: str) -> Answer:
         return Answer(self.answers.pop(), "a test")
 
     async def until(self, condition, timeout_s: float = 5.0) -> None:

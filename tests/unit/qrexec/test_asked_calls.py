@@ -12,7 +12,7 @@ from cloison.policy import PolicySource
 from cloison.policy.remember import Memory
 from cloison.policy.store import PolicyStore
 from cloison.qrexec.asking import DELAY_S, AskDesk
-from cloison.qrexec.prompts import PENDING_PER_SOURCE
+from cloison.qrexec.prompts import PENDING_PER_OWNER
 from cloison.wire import Stream
 
 
@@ -22,7 +22,8 @@ class Front:
     def __init__(self, house) -> None:
         directory = house.directory / "policy.d"
         directory.mkdir()
-        (directory / "30-user.policy").write_text("* * @anyvm @anyvm ask\n")
+        self.user = directory / "30-user.policy"
+        self.user.write_text("test.Hold * @anyvm @dispvm allow target=@dispvm:default-dvm\n* * @anyvm @anyvm ask\n")
         house.policy.files = PolicySource(directory)
         self.skipped_s = 0.0
         clock = asyncio.get_running_loop().time
@@ -125,10 +126,10 @@ async def test_a_qube_that_floods_the_user_is_bounded_and_the_next_qube_is_asked
     evil, good = await house.qubes.start("evil"), await house.qubes.start("good")
     await house.qubes.start("vault")
     flood = [asyncio.create_task(evil.call("vault", "test.Echo")) for _ in range(100)]
-    await house.until(lambda: sum(task.done() for task in flood) == 100 - PENDING_PER_SOURCE, 20)
-    assert len(front.open) == PENDING_PER_SOURCE
+    await house.until(lambda: sum(task.done() for task in flood) == 100 - PENDING_PER_OWNER, 20)
+    assert len(front.open) == PENDING_PER_OWNER
     calling = asyncio.create_task(good.call("vault", "test.Echo"))
-    await house.until(lambda: len(front.open) == PENDING_PER_SOURCE + 1)
+    await house.until(lambda: len(front.open) == PENDING_PER_OWNER + 1)
     order = sorted(front.open.values(), key=lambda prompt: prompt["turn"])
     assert "good" in [prompt["source"]["name"] for prompt in order[:2]]
     await front.allow(next(prompt for prompt in order if prompt["source"]["name"] == "good"))
@@ -136,3 +137,58 @@ async def test_a_qube_that_floods_the_user_is_bounded_and_the_next_qube_is_asked
     for task in flood:
         task.cancel()
     await asyncio.gather(*flood, return_exceptions=True)
+
+
+async def test_the_disposables_of_a_qube_ask_on_its_account(house, front):
+    """However long the line of disposables: else they could fill the list of open questions for everybody."""
+    held = asyncio.Event()
+
+    async def hold(session) -> None:
+        await held.wait()
+        await session.exit(0)
+
+    house.qubes.services["test.Hold+"] = hold
+    evil, good = await house.qubes.start("evil"), await house.qubes.start("good")
+    await house.qubes.start("vault")
+    await evil.call("@dispvm", "test.Hold")
+    first = house.qubes.agents["disp1"]
+    await first.call("@dispvm", "test.Hold")
+    second = house.qubes.agents["disp2"]
+    flood = [asyncio.create_task(agent.call("vault", "test.Echo")) for agent in (evil, first, second) for _ in range(8)]
+    await house.until(lambda: sum(task.done() for task in flood) == len(flood) - PENDING_PER_OWNER, 20)
+    assert len(front.open) == PENDING_PER_OWNER
+    calling = asyncio.create_task(good.call("vault", "test.Echo"))
+    await house.until(lambda: len(front.open) == PENDING_PER_OWNER + 1)
+    held.set()
+    for task in (*flood, calling):
+        task.cancel()
+    await asyncio.gather(*flood, calling, return_exceptions=True)
+
+
+async def test_the_record_names_the_policy_that_asked_though_there_is_another_by_now(house, front):
+    caller = await house.qubes.start("work")
+    await house.qubes.start("vault")
+    asked_by = house.policy.files.current().digest
+    calling = asyncio.create_task(caller.call("vault", "test.Echo"))
+    prompt = await front.question()
+    front.user.write_text(front.user.read_text() + "# a remark\n")
+    assert house.policy.files.current().digest != asked_by
+    await front.allow(prompt)
+    assert await echo(await calling) == b"hello"
+    await house.until(lambda: house.audit.events()[-1] == "ended")
+    told = [(line["event"], line["policy"]) for line in house.audit.lines]
+    assert told == [(event, asked_by) for event in ("answered", "allowed", "ended")]
+
+
+async def test_a_no_of_the_policy_that_came_meanwhile_names_that_policy_and_its_rule(house, front):
+    caller = await house.qubes.start("work")
+    await house.qubes.start("vault")
+    calling = asyncio.create_task(caller.call("vault", "test.Echo"))
+    prompt = await front.question()
+    front.user.write_text("# another line\ntest.Echo * work @anyvm deny\n")
+    await front.allow(prompt)
+    with pytest.raises(PermissionError):
+        await calling
+    last = house.audit.lines[-1]
+    assert (last["event"], last["policy"]) == ("denied", house.policy.files.current().digest)
+    assert str(last["rule"]).endswith("30-user.policy:2")

@@ -15,7 +15,7 @@ from cloison.policy.store import PolicyStore
 from cloison.qrexec.asking import WAITING_PER_AGENT, AskDesk
 from cloison.qrexec.notices import GROUPS_PER_SOURCE, Notice, NoticeBoard
 from cloison.qrexec.ports import Answer
-from cloison.qrexec.prompts import PENDING, PENDING_PER_SOURCE, QUESTION_BURST, PromptBook
+from cloison.qrexec.prompts import PENDING, PENDING_PER_OWNER, QUESTION_BURST, PromptBook
 
 QUBES = ("work", "vault", "personal", "evil", "good")
 SYSTEM = SystemInfo.parse({
@@ -42,6 +42,11 @@ class World:
         self.desk = AskDesk(self.memory, lambda: SYSTEM, lambda name: ("red", "0xcc0000"), timeout_s=120,
                             clock=lambda: self.now)  # fmt: skip
 
+    def counted(self, *about: str) -> tuple[Ask, Request, str]:
+        """A question, counted for its source."""
+        ask, request = self.question(*about)
+        return ask, request, request.source
+
     def question(self, source: str = "work", target: str = "vault", service: str = "test.Echo") -> tuple[Ask, Request]:
         request = Request(source, target, service, "+")
         verdict = evaluate(self.policy.current(), SYSTEM, request)
@@ -49,7 +54,7 @@ class World:
         return verdict, request
 
     def ask(self, *about: str) -> asyncio.Task[Answer]:
-        return asyncio.create_task(self.desk.ask(*self.question(*about)))
+        return asyncio.create_task(self.desk.ask(*self.counted(*about)))
 
 
 class Agent:
@@ -97,20 +102,20 @@ def sources(book: PromptBook) -> list[str]:
 def test_a_qube_that_asks_much_waits_for_itself(book_of):
     book, world = book_of
     for source in ("evil", "evil", "evil", "good", "work"):
-        book.add(*world.question(source))
+        book.add(*world.counted(source))
     assert sources(book) == ["evil", "good", "work", "evil", "evil"]
     first = book.pending()[0]
     book.close(first.id, is_answered=True)
-    book.add(*world.question("evil"))
+    book.add(*world.counted("evil"))
     assert sources(book) == ["good", "work", "evil", "evil", "evil"]
 
 
 def test_taking_questions_back_gives_no_better_place(book_of):
     book, world = book_of
     for _ in range(3):
-        book.close(book.add(*world.question("evil")).id)
-    book.add(*world.question("good"))
-    book.add(*world.question("evil"))
+        book.close(book.add(*world.counted("evil")).id)
+    book.add(*world.counted("good"))
+    book.add(*world.counted("evil"))
     assert sources(book) == ["good", "evil"]
 
 
@@ -123,11 +128,11 @@ def test_who_was_quiet_gets_no_credit_and_nobody_starves(book_of):
         clock += 1
         world.now += 30
         for source in waiting:
-            while waiting[source] and sources(book).count(source) < PENDING_PER_SOURCE:
+            while waiting[source] and sources(book).count(source) < PENDING_PER_OWNER:
                 if source == "good" and clock < 4:
                     break
                 waiting[source] -= 1
-                book.add(*world.question(source))
+                book.add(*world.counted(source))
         served = book.pending()[0]
         order.append(served.request.source)
         book.close(served.id, is_answered=True)
@@ -137,23 +142,23 @@ def test_who_was_quiet_gets_no_credit_and_nobody_starves(book_of):
 
 def test_one_qube_has_so_many_open_questions_and_the_others_theirs(book_of):
     book, world = book_of
-    for _ in range(PENDING_PER_SOURCE):
-        book.add(*world.question("evil"))
+    for _ in range(PENDING_PER_OWNER):
+        book.add(*world.counted("evil"))
     with pytest.raises(Refused, match="evil has 4 open questions"):
-        book.add(*world.question("evil"))
-    book.add(*world.question("good"))
-    assert PENDING > 2 * PENDING_PER_SOURCE
+        book.add(*world.counted("evil"))
+    book.add(*world.counted("good"))
+    assert PENDING > 2 * PENDING_PER_OWNER
 
 
 def test_one_qube_may_ask_so_often_however_fast_it_is_answered(book_of):
     book, world = book_of
     for _ in range(QUESTION_BURST):
-        book.close(book.add(*world.question("evil")).id, is_answered=True)
+        book.close(book.add(*world.counted("evil")).id, is_answered=True)
     with pytest.raises(Refused, match="asks too often"):
-        book.add(*world.question("evil"))
-    book.add(*world.question("good"))
+        book.add(*world.counted("evil"))
+    book.add(*world.counted("good"))
     world.now += 3
-    book.add(*world.question("evil"))
+    book.add(*world.counted("evil"))
 
 
 # Answers
@@ -169,7 +174,7 @@ async def test_what_nobody_could_read_is_not_asked(world):
     await agent.next("ready")
     request = Request("evil", "vault", "test.Echo", "+" + "x" * 60_000)
     with pytest.raises(Refused, match="more than 512 characters"):
-        await world.desk.ask(evaluate(world.policy.current(), SYSTEM, request), request)
+        await world.desk.ask(evaluate(world.policy.current(), SYSTEM, request), request, "evil")
     assert not agent.told
     await agent.kill()
 

@@ -411,3 +411,16 @@ async def test_an_echo_through_two_relays_is_quick(house):
         await call.write(Stream.STDIN, b"ping")
         assert await call.read(Stream.STDOUT) == b"ping"
     assert (time.perf_counter() - started) / 100 < 0.05
+
+
+async def test_a_relay_that_does_not_come_back_is_told_of_with_a_reason(house, caplog, monkeypatch):
+    await house.qubes.start("work")
+    link = house.qubes.links["work"]
+
+    async def never(*_: object, **__: object) -> None:
+        raise TimeoutError
+
+    monkeypatch.setattr(house.connector, "connect_again", never)
+    os.kill(link.first.pid, signal.SIGKILL)
+    await house.until(lambda: "another one failed" in caplog.text)
+    assert "another one failed: no answer" in caplog.text

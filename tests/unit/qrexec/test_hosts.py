@@ -431,6 +431,10 @@ async def test_one_qube_holds_so_many_disposables_and_no_more(tmp_path):
         with pytest.raises(PermissionError):
             await caller.call("@dispvm:default-dvm", "test.Echo")
         assert house.audit.lines[-1]["reason"] == "work holds 2 disposables already"
+        with pytest.raises(PermissionError):
+            await house.qubes.agents["disp1"].call("@dispvm:default-dvm", "test.Echo")
+        other = await house.qubes.start("other")
+        await other.call("@dispvm:default-dvm", "test.Echo")
 
 
 async def test_a_question_that_nobody_answers_is_a_no(tmp_path):
@@ -439,7 +443,7 @@ async def test_a_question_that_nobody_answers_is_a_no(tmp_path):
         (tmp_path / "policy.d" / "30-user.policy").write_text("* * @anyvm @anyvm ask\n")
         house.policy.files = PolicySource(tmp_path / "policy.d")
 
-        async def never(ask, request):
+        async def never(ask, request, owner):
             await asyncio.sleep(3600)
 
         house.broker._ask = never

@@ -214,7 +214,7 @@ async def test_an_answer_counts_under_the_policy_of_its_moment(house, change):
     await house.qubes.start("personal")
     gate: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
-    async def slow(question, request):
+    async def slow(question, request, owner):
         return Answer(await gate, "a test")
 
     house.broker._ask = slow
@@ -234,7 +234,7 @@ async def test_revocation_takes_a_question_away(house):
     await house.qubes.start("vault")
     taken_away = asyncio.Event()
 
-    async def ask_for_ever(question, request):
+    async def ask_for_ever(question, request, owner):
         try:
             await asyncio.sleep(3600)
         finally:

@@ -8,7 +8,7 @@ import pytest
 
 from cloison.policy import PolicySource
 from cloison.policy.store import PolicyStore, content_token
-from cloison.qrexec.policyservices import policy_handlers
+from cloison.qrexec.policyservices import MAX_REGISTERED, policy_handlers
 from cloison.wire import Stream
 
 ADMIN = """
@@ -110,6 +110,41 @@ async def test_an_argument_is_registered_once(admin, house):
         assert await register("vault", target, wrong) == 1
     lines = (house.directory / "policy.d" / "60-registered-arguments.policy").read_text().splitlines()
     assert lines == ["my.Service +id-1 work admin allow", "my.Service +id-2 work vault allow"]
+
+
+async def test_a_qube_registers_so_many_arguments_and_the_others_theirs(admin, house):
+    policy = house.directory / "policy.d"
+    (policy / "21-register.policy").write_text(
+        "policy.RegisterArgument * admin @anyvm allow target=dom0\n"
+        "policy.RegisterArgument * vault @anyvm allow target=dom0\n"
+    )
+    mine = "".join(f"my.Service +id-{number} work admin allow\n" for number in range(MAX_REGISTERED - 1))
+    (policy / "60-registered-arguments.policy").write_text(mine)
+
+    async def register(source: str, argument: bytes) -> tuple[int, bytes]:
+        session = await house.qubes.agents[source].call("work", "policy.RegisterArgument+other.Service")
+        await session.write(Stream.STDIN, argument, end=True)
+        code, _, said = await session.result()
+        return code, said
+
+    assert (await register("admin", b"last"))[0] == 0
+    code, said = await register("admin", b"one-more")
+    assert code == 1 and b"admin has registered 64 arguments already" in said
+    assert (await register("vault", b"first"))[0] == 0
+
+
+async def test_a_disposable_registers_nothing_that_would_outlive_it(admin, house):
+    (house.directory / "policy.d" / "21-register.policy").write_text(
+        "policy.RegisterArgument * @anyvm @anyvm allow target=dom0\n"
+    )
+    house.qubes.klasses["disp7"] = "DispVM"
+    disposable = await house.qubes.start("disp7")
+    for caller, target in ((disposable, "work"), (house.qubes.agents["work"], "disp7")):
+        session = await caller.call(target, "policy.RegisterArgument+my.Service")
+        await session.write(Stream.STDIN, b"id-1", end=True)
+        code, _, said = await session.result()
+        assert code == 1 and b"a disposable registers nothing" in said
+    assert not (house.directory / "policy.d" / "60-registered-arguments.policy").exists()
 
 
 async def test_others_may_not(admin, house):
