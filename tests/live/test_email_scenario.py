@@ -29,6 +29,7 @@ def named_qubes(system: LiveSystem) -> Iterator[None]:
         system.cloison("remove", "--yes", name, expect=None)
 
 
+@pytest.mark.alone
 @pytest.mark.usefixtures("named_qubes")
 def test_every_claim_of_containment_holds(system: LiveSystem) -> None:
     command = [sys.executable, str(SCENARIO)]

@@ -21,8 +21,9 @@ from cloison.client.failures import DaemonUnreachable
 from cloison.errors import BackendFailed
 from cloison.layout import Layout
 
-START_TIMEOUT_S = 30.0
-"""Python's start, opening the database and finding running qubes again take below 2 s; a slow disk may add."""
+START_TIMEOUT_S = 90.0
+"""Python's start, opening the database and finding running qubes again take below 2 s; a slow disk may add, and where
+the whole computer is emulated it was 30. A daemon that ends meanwhile is not waited for."""
 POLL_S = 0.02
 RETRY_S = 0.2
 UNIT_RETRY_S = 2.0

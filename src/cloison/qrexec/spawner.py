@@ -19,7 +19,7 @@ from cloison.qrexec.jail import find_jail
 
 log = logging.getLogger(__name__)
 
-START_TIMEOUT_S = 20.0
+START_TIMEOUT_S = 60.0
 """Longest wait for the fork server: an interpreter's start on a machine that is busy emulating."""
 MAX_LOGGED_LINE = 500
 
