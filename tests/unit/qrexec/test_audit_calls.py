@@ -105,7 +105,7 @@ async def test_whatever_breaks_what_was_allowed_has_one_end(house, recorded, mon
     await house.until(lambda: len(shown(recorded, "event")) == 4)
     monkeypatch.undo()
     assert shown(recorded, "call", "event")[2:] == [(2, "allowed"), (2, "failed")]
-    calling.cancel()
+    await asyncio.gather(calling, return_exceptions=True)
     assert (await echo(house, caller))[1] == b"dear"
 
 
