@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.live.conftest import wait_until
 
 if TYPE_CHECKING:
     from tests.live.conftest import LiveSystem
@@ -36,8 +37,8 @@ class Archive:
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
         self.port: int = self._server.server_address[1]
 
-    def publish(self, version: str) -> None:
-        """The only package in a new version."""
+    def publish(self, version: str, *, never_ends: bool = False) -> None:
+        """The only package in a new version. ``never_ends``: it is unpacked, but setting it up takes for ever."""
         tree = self.top / "tree"
         (tree / "DEBIAN").mkdir(parents=True, exist_ok=True)
         control = (
@@ -45,6 +46,9 @@ class Archive:
         )
         (tree / "DEBIAN/control").write_text(control)
         (tree / "trial-version").write_text(version)
+        script = tree / "DEBIAN/postinst"
+        script.write_text(f"#!/bin/sh\nexec sleep {3600 if never_ends else 0}\n")
+        script.chmod(0o755)
         file = self.top / f"{PACKAGE}_{version}_all.deb"
         subprocess.run(["dpkg-deb", "--root-owner-group", "--build", str(tree), str(file)], check=True,
                        capture_output=True)  # fmt: skip
@@ -104,3 +108,32 @@ def test_a_template_is_updated_without_a_network(system: LiveSystem, archive: Ar
     assert system.run(COPY, "cat", "/trial-version").stdout == b"2.0"
     for host, answer in (("deb.debian.example", b"403"), (f"{HOST}:22", b"403"), ("localhost:8082", b"403")):
         assert answer in system.run(COPY, "python3", "-c", ASK % host).stdout, host
+
+
+def is_running(system: LiveSystem) -> bool:
+    rows = json.loads(system.cloison("list", "--json").stdout)
+    return any(row["name"] == COPY and row["state"] != "Halted" for row in rows)
+
+
+def unpacked(system: LiveSystem) -> bytes:
+    """What the running template shows; nothing while it does not run (asking must not start it)."""
+    if not is_running(system):
+        return b""
+    return system.cloison("run", "--no-autostart", COPY, "--", "cat", "/trial-version", expect=None).stdout
+
+
+def test_an_update_whose_client_is_killed_is_gone(system: LiveSystem, archive: Archive) -> None:
+    """Half of a package is installed then: nobody may ever start from that."""
+    assert system.run(COPY, "cat", "/trial-version").stdout == b"2.0"
+    system.cloison("shutdown", "--wait", COPY)
+    revisions = system.cloison("volume", "revisions", f"{COPY}:root", expect=None).stdout
+    archive.publish("3.0", never_ends=True)
+    client = system.start("update", COPY)
+    try:
+        wait_until(lambda: unpacked(system) == b"3.0", LIMIT_S, "the new version to be unpacked")
+    finally:
+        client.kill()
+        client.wait()
+    wait_until(lambda: not is_running(system), LIMIT_S, "the killed update to be taken back")
+    assert system.cloison("volume", "revisions", f"{COPY}:root", expect=None).stdout == revisions
+    assert system.run(COPY, "cat", "/trial-version").stdout == b"2.0"

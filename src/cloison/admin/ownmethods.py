@@ -139,6 +139,11 @@ async def clone_qube(desk: Desk, call: Call) -> Answer:
     return _dump({"name": qube.name})
 
 
+async def settle_trial(desk: Desk, call: Call) -> Answer:
+    await desk.own.settle_trial(call.dest)
+    return "{}"
+
+
 async def rename_qube(desk: Desk, call: Call) -> Answer:
     await desk.qubes.rename(call.dest, parse_qube_name(parse_json(call, name=str).get("name") or ""))
     return "{}"
@@ -216,6 +221,10 @@ async def _make_forkpoint(desk: Desk, call: Call, report: Report) -> Mapping[str
     return await desk.own.make_forkpoint(call.dest, report)
 
 
+async def _hold_trial(desk: Desk, call: Call, report: Report) -> Mapping[str, Any]:
+    return await desk.own.hold_trial(call.dest, report)
+
+
 async def _import_standalone(desk: Desk, call: Call, report: Report) -> Mapping[str, Any]:
     wishes = parse_json(call, image=str, format=str, label=str, memory_mib=int, size_bytes=int)
     if not wishes.get("image"):
@@ -275,6 +284,10 @@ METHODS = (
     Method("cloison.template.List", _DOM0, _NO, _NO, _GRO, "Templates with revisions and users.", list_templates),
     Method("cloison.template.Commit", _QUBE, _NO, _NO, _GRW, "Make a template's changes a revision now.",
            streamer=_with_progress(_commit_template)),
+    Method("cloison.trial.Hold", _QUBE, _NO, _NO, _GRW,
+           "Start a template or standalone qube; what is changed in it is gone when the caller goes, unless settled.",
+           streamer=_with_progress(_hold_trial)),
+    Method("cloison.trial.Settle", _QUBE, _NO, _NO, _GRW, "What was changed under Hold is kept.", settle_trial),
     Method("cloison.forkpoint.List", _DOM0, _NO, _NO, _GRO, "Fork points and what they cost.", list_forkpoints),
     Method("cloison.forkpoint.Make", _QUBE, _NO, _NO, _GRW, "Make the fork point that a qube would start from.",
            streamer=_with_progress(_make_forkpoint)),

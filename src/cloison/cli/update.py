@@ -7,7 +7,8 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -118,13 +119,12 @@ def COMMAND(session: Session, qubes: tuple[str, ...], check: bool, restart: bool
 
 def _all(session: Session, names: Sequence[str], rows: dict[str, dict[str, object]], *, check: bool) -> list[Result]:
     results = {name: Result(name) for name in names}
-    begun: dict[str, set[str]] = {}
     turns = threading.BoundedSemaphore(MAX_AT_ONCE)
 
     def one(result: Result) -> None:
         with turns:
             try:
-                _one(session, result, begun, was_halted=rows[result.name]["state"] == "Halted", check=check)
+                _one(session, result, was_halted=rows[result.name]["state"] == "Halted", check=check)
             except CloisonError as error:
                 result.state, result.why = "failed", error.message
                 session.complain(error)
@@ -136,33 +136,22 @@ def _all(session: Session, names: Sequence[str], rows: dict[str, dict[str, objec
         for thread in threads:
             thread.join()
     except KeyboardInterrupt:
-        session.say("interrupted: what was begun is taken back")
-        for name, before in list(begun.items()):
-            _take_back(session, name, before)
+        session.say("interrupted: what was begun is gone")
         raise
     return list(results.values())
 
 
-def _one(session: Session, result: Result, begun: dict[str, set[str]], *, was_halted: bool, check: bool) -> None:
-    """Update one qube; what was halted is halted again, as new if all went well and as it was if not.
-
-    ``begun`` holds the revisions of each qube that must be taken back if we are interrupted now.
-    """
+def _one(session: Session, result: Result, *, was_halted: bool, check: bool) -> None:
+    """Update one qube; what was halted is halted again, as new if all went well and as it was if not."""
     name = result.name
-    before = set(session.do(calls.volume_revisions(name, "root")))
     forked = {row["qube"] for row in session.do(calls.forkpoint_list()) if row["template"] == name}
-    if was_halted:
-        begun[name] = before
-    try:
+    is_new = False
+    with _on_trial(session, name) if was_halted else nullcontext() as settle:
         _run(session, result, check=check)
-    except CloisonError:
-        if begun.pop(name, None) is not None:
-            _take_back(session, name, before)
-        raise
-    begun.pop(name, None)
-    if was_halted and (check or not result.packages):
-        _take_back(session, name, before)  # a look must not make a new revision, nor fork points old
-    elif was_halted:
+        if settle is not None and result.packages and not check:  # a look must make no revision, nor fork points old
+            settle()
+            is_new = True
+    if is_new:
         session.say(f"{name}: shutting down, so that its qubes start from what is new")
         shut_down(session, name, force=True, timeout_s=None, kill=False)
         for qube in sorted(forked):
@@ -212,15 +201,40 @@ def _run(session: Session, result: Result, *, check: bool) -> None:
         result.state = "nothing new"
 
 
-def _take_back(session: Session, name: str, before: set[str]) -> None:
-    """What was done must not become what qubes start from."""
+@contextmanager
+def _on_trial(session: Session, name: str) -> Iterator[Callable[[], None]]:
+    """The qube runs; what is done in it is gone afterwards unless it was settled (what is yielded does that).
+
+    The daemon sees to it, however this program ends: a connection of its own is what holds the trial.
+    """
+    begun, settled = threading.Event(), threading.Event()
+    failures: list[CloisonError] = []
+
+    def hold() -> None:
+        try:
+            session.client.do(calls.trial_hold(name), on_event=lambda _event: begun.set())
+        except CloisonError as error:
+            failures.append(error)
+        finally:
+            begun.set()
+
+    holding = threading.Thread(target=hold, daemon=True)
+    holding.start()
+    begun.wait()
+    if failures:
+        raise failures[0]
+
+    def settle() -> None:
+        session.do(calls.trial_settle(name))
+        settled.set()
+
     try:
-        session.do(calls.power("Kill", name))
-        new = [revision for revision in session.do(calls.volume_revisions(name, "root")) if revision not in before]
-        if new:
-            session.do(calls.volume_revert(name, "root", new[-1]))
-    except CloisonError as error:
-        session.complain(error)
+        yield settle
+    finally:
+        if not settled.is_set():
+            with suppress(CloisonError):  # it stopped just now
+                session.do(calls.power("Kill", name))
+        holding.join()
 
 
 def look_at_host(program: str = "apt-get") -> dict[str, object]:

@@ -376,6 +376,15 @@ def forkpoint_list() -> Call[list[Json]]:
     return Call("cloison.forkpoint.List", "dom0", parse=_rows)
 
 
+def trial_hold(qube: str) -> Call[Json]:
+    """Answers when the trial is settled or over; an event says when it has begun. Its connection is what holds it."""
+    return Call("cloison.trial.Hold", qube, parse=_object)
+
+
+def trial_settle(qube: str) -> Call[Json]:
+    return Call("cloison.trial.Settle", qube, parse=_object)
+
+
 def forkpoint_make(qube: str) -> Call[Json]:
     return Call("cloison.forkpoint.Make", qube, parse=_object)
 

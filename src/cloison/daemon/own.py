@@ -23,6 +23,7 @@ from cloison.engine.inventory import Ledger
 from cloison.engine.stock import Stock
 from cloison.engine.system import System
 from cloison.engine.templates import ForkPointRow, Templates
+from cloison.engine.trials import Trials
 from cloison.errors import BadRequest, ProtocolError
 from cloison.guest_tree import guest_services
 from cloison.layout import Layout
@@ -70,6 +71,7 @@ class DaemonVerbs:
         auditing: Auditing,
         stop: Callable[[bool], None],
     ) -> None:
+        self._trials = Trials(system)
         self._auditing = auditing
         self._facade = facade
         self._system = system
@@ -110,6 +112,12 @@ class DaemonVerbs:
         return await self._stock.take(template, source, call_owned=False)
 
     # -- templates
+
+    async def hold_trial(self, name: QubeName, report: Report) -> Json:
+        return {"settled": await self._trials.hold(name, lambda: report(Progress("begun", f"{name} runs on trial")))}
+
+    async def settle_trial(self, name: QubeName) -> None:
+        await self._trials.settle(name)
 
     async def build_template(self, name: QubeName, wishes: Json, report: Report) -> Json:
         template, revision = await self._templates.build(

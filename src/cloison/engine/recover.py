@@ -58,7 +58,7 @@ async def _end_unrecorded(system: System, runs: Mapping[QubeName, Run]) -> None:
 async def _recover_one(system: System, name: QubeName, run: Run) -> None:
     ground = system.ground
     machine = await ground.hypervisor.adopt(run.machine) if run.machine else None
-    if machine is not None and run.phase is Phase.RUNNING and not run.call_owned:
+    if machine is not None and run.phase is Phase.RUNNING and not (run.call_owned or run.on_trial):
         try:
             system.seat(await _take_back(ground, system, name, run, machine), _state(run))
         except CloisonError as error:

@@ -49,6 +49,8 @@ class Run:
     """The hypervisor's record; empty until the machine exists."""
     call_owned: bool = False
     """A disposable that belongs to one call: the call is lost with the daemon, so the disposable goes too."""
+    on_trial: bool = False
+    """What it writes counts only once it is settled: nobody does that any more when its daemon is gone."""
     paused: bool = False
 
     def to_record(self) -> dict[str, Any]:

@@ -198,8 +198,9 @@ def _host_timezone() -> str:
 
 
 async def launch(
-    ground: Ground, facts: Facts, *, call_owned: bool = False, on_spawned: Callable[[], None] = lambda: None
-) -> Live:
+    ground: Ground, facts: Facts, *, call_owned: bool = False, on_trial: bool = False,
+    on_spawned: Callable[[], None] = lambda: None,
+) -> Live:  # fmt: skip
     """Start the qube; returns when its agent has been told who it is. ``on_spawned``: its machine runs.
 
     A fork that fails is retried as a boot (unless start_mode is fork) and its fork point dropped.
@@ -217,13 +218,20 @@ async def launch(
             _boot_instead(facts, error)
         else:
             try:
-                return await _attempt(
-                    ground, facts, spec, info.revision_id, (point, source.root), call_owned, on_spawned
-                )
+                run = _run(facts, info.revision_id, point, call_owned=call_owned, on_trial=on_trial)
+                return await _attempt(ground, facts, spec, run, (point, source.root), on_spawned)
             except ForkFailed as error:
                 ground.forkpoints.blame(point)
                 _boot_instead(facts, error)
-    return await _attempt(ground, facts, spec, info.revision_id, None, call_owned, on_spawned)
+    run = _run(facts, info.revision_id, None, call_owned=call_owned, on_trial=on_trial)
+    return await _attempt(ground, facts, spec, run, None, on_spawned)
+
+
+def _run(facts: Facts, revision: str, point: ForkPoint | None, *, call_owned: bool, on_trial: bool) -> Run:
+    return Run(
+        Phase.STARTING, StartMode.FORK if point else StartMode.BOOT, tuple(facts.volumes.values()), time.time(),
+        revision, forkpoint=point.key if point else "", call_owned=call_owned, on_trial=on_trial,
+    )  # fmt: skip
 
 
 def _boot_instead(facts: Facts, error: CloisonError) -> None:
@@ -236,24 +244,18 @@ async def _attempt(
     ground: Ground,
     facts: Facts,
     spec: MachineSpec,
-    revision: str,
+    run: Run,
     fork: tuple[ForkPoint, Chain] | None,
-    call_owned: bool,
     on_spawned: Callable[[], None],
 ) -> Live:
-    mode = StartMode.FORK if fork else StartMode.BOOT
-    check_memory(facts, mode, available_memory_mib())
-    run = Run(
-        Phase.STARTING, mode, tuple(facts.volumes.values()), time.time(), revision,
-        forkpoint=fork[0].key if fork else "", call_owned=call_owned,
-    )  # fmt: skip
+    check_memory(facts, run.mode, available_memory_mib())
     directory = ground.layout.qube_runtime(facts.uuid)
     async with AsyncExitStack() as undo:
         ground.write_run(facts.name, run)
         await end_volumes(ground.pool, run.volumes)  # of an earlier run whose end the disk refused; else nothing
         undo.callback(ground.write_run, facts.name, None)
         undo.push_async_callback(end_volumes, ground.pool, run.volumes)
-        disks = await _open_volumes(ground.pool, facts, fork)
+        disks = await _open_volumes(ground.pool, facts, fork, on_trial=run.on_trial)
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True, mode=0o700)
         undo.callback(shutil.rmtree, directory, ignore_errors=True)
@@ -268,7 +270,7 @@ async def _attempt(
             ground.write_run(facts.name, run)
             on_spawned()
 
-            link = await _introduce(ground, facts, machine, mode) if facts.has_agent else None
+            link = await _introduce(ground, facts, machine, run.mode) if facts.has_agent else None
         if link is not None:
             undo.push_async_callback(link.close)
         if fork:
@@ -294,14 +296,14 @@ def _blaming_the_fork_point() -> Iterator[None]:
 
 
 async def _open_volumes(
-    pool: Callable[[str], Pool], facts: Facts, fork: tuple[ForkPoint, Chain] | None
+    pool: Callable[[str], Pool], facts: Facts, fork: tuple[ForkPoint, Chain] | None, *, on_trial: bool
 ) -> tuple[Disk, ...]:
     disks = []
     for slot in SLOTS:
         if slot in facts.volumes:
             base = (fork[0].root_layer, *fork[1]) if fork and slot == "root" else None
             ref = facts.volumes[slot]
-            disks.append(Disk(slot, await pool(ref.pool).begin_run(ref.vid, base=base)))
+            disks.append(Disk(slot, await pool(ref.pool).begin_run(ref.vid, base=base, on_trial=on_trial)))
     return tuple(disks)
 
 

@@ -201,12 +201,15 @@ class System:
 
     # -- verbs
 
-    async def start(self, name: QubeName, *, call_owned: bool = False) -> None:
-        """Start the qube; returns when its agent knows who it is. A running qube is left alone (no error)."""
+    async def start(self, name: QubeName, *, call_owned: bool = False, on_trial: bool = False) -> None:
+        """Start the qube; returns when its agent knows who it is. A running qube is left alone (no error), but cannot
+        be put on trial: QubeNotHalted."""
         if name == DOM0:
             raise QubeNotHalted("dom0 is always running")
         async with self._turn(name) as seat:
             if seat.live is not None:
+                if on_trial:
+                    raise QubeNotHalted(f"{name} is running", hint=f"`cloison shutdown {name}` first")
                 return
             facts = self.books.facts(name)
             self._turn_to(seat, PowerState.TRANSIENT)
@@ -215,9 +218,8 @@ class System:
             self.books.say(QubeStartRequested(name, start_id, facts.memory_mib))
             try:
                 await self.cables.before_start(name)
-                live = await launch(
-                    self.ground, facts, call_owned=call_owned, on_spawned=lambda: self._say_spawned(name, start_id)
-                )
+                live = await launch(self.ground, facts, call_owned=call_owned, on_trial=on_trial,
+                                    on_spawned=lambda: self._say_spawned(name, start_id))  # fmt: skip
             except BaseException as error:
                 self._turn_to(seat, PowerState.HALTED)
                 reason = str(error) if isinstance(error, CloisonError) else type(error).__name__
@@ -321,6 +323,19 @@ class System:
         """A disposable's task is done: end it and remove all traces, in the background."""
         self.own(self.dispose(name), f"release {name}")
 
+    async def settle(self, live: Live) -> None:
+        """What a run on trial wrote shall be kept."""
+        for ref in live.run.volumes:
+            await self.ground.pool(ref.pool).settle_run(ref.vid)
+        live.run = replace(live.run, on_trial=False)
+        self.ground.write_run(live.facts.name, live.run)
+
+    async def wait_ended(self, live: Live) -> None:
+        """Until this run is over and put away."""
+        seat = self._seats.get(live.facts.name)
+        if seat is not None and seat.live is live and seat.watcher is not None:
+            await asyncio.wait({seat.watcher})
+
     def set_call_owned(self, live: Live, call_owned: bool) -> None:
         """Write down whether the run is lost with the daemon."""
         if live.run.call_owned is not call_owned:
@@ -375,7 +390,7 @@ class System:
             self._turn_to(seat, PowerState.HALTED)
             self.cables.stopped(name)
         self.books.say(QubeStopped(name, reason.value))
-        if live.facts.kept_root:
+        if live.facts.kept_root and not live.run.on_trial:
             self._on_committed(name)
         if live.facts.auto_cleanup:
             await self._forget(name)
@@ -428,5 +443,6 @@ class System:
 
 
 def lost_with_daemon(live: Live) -> bool:
-    """Whether this run makes no sense after its daemon ended (a disposable whose caller is gone, a half start)."""
-    return live.run.call_owned or live.run.phase is not Phase.RUNNING
+    """Whether this run makes no sense after its daemon ended (a disposable whose caller is gone, a trial, a half
+    start)."""
+    return live.run.call_owned or live.run.on_trial or live.run.phase is not Phase.RUNNING

@@ -81,7 +81,10 @@ class FakePool:
     async def chain(self, vid: str) -> Chain:
         raise NotImplementedError
 
-    async def begin_run(self, vid: str, *, base: Chain | None = None) -> Chain:
+    async def begin_run(self, vid: str, *, base: Chain | None = None, on_trial: bool = False) -> Chain:
+        raise NotImplementedError
+
+    async def settle_run(self, vid: str) -> None:
         raise NotImplementedError
 
     async def end_run(self, vid: str, *, clean: bool = True) -> str | None:
@@ -255,6 +258,11 @@ class FakeOwn:
     async def import_standalone(self, name: QubeName, wishes: Mapping[str, Any], report: Report) -> Mapping[str, Any]:
         return {"name": name}
 
+    async def hold_trial(self, name: QubeName, report: Report) -> Mapping[str, Any]:
+        report(Progress("begun", f"{name} runs on trial"))
+        return {"settled": False}
+
+    async def settle_trial(self, name: QubeName) -> None: ...
     def policy_changed(self) -> None: ...
 
     async def erase_audit(self, name: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -31,21 +32,36 @@ def test_a_log_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert (tmp_path / "log").read_bytes() == b"1234567812" and sink.flush() == 16
 
 
+class Trying:
+    """A session with a daemon that holds trials as the real one does: until they are settled, or the qube ends."""
+
+    def __init__(self, done: list[str], failure: BackendFailed | None = None) -> None:
+        self.done, self.failure = done, failure
+        self.over = threading.Event()
+        self.client = self
+
+    def do(self, call: Any, *, on_event: Any = None, **_: Any) -> Any:
+        self.done.append(call.what)
+        if call.method == "cloison.trial.Hold":
+            if self.failure is not None:
+                raise self.failure
+            on_event(None)
+            assert self.over.wait(20)
+        elif call.method in ("cloison.trial.Settle", "admin.vm.Kill"):
+            self.over.set()
+        elif call.method == "cloison.forkpoint.List":
+            return [{"template": "debian-13", "qube": "work"}, {"template": "other", "qube": "web"}]
+        return None
+
+    def say(self, text: str) -> None: ...
+
+
 @pytest.mark.parametrize(("fails", "packages"), [(True, []), (False, []), (False, [("bash", "1", "2")])])
 def test_a_halted_template_changes_only_if_all_went_well(
     monkeypatch: pytest.MonkeyPatch, fails: bool, packages: list[tuple[str, str, str]]
 ) -> None:
     done: list[str] = []
-    revisions = [["1"], ["1", "2"]]
-
-    class FakeSession:
-        def do(self, call: Any, **_: Any) -> Any:
-            done.append(call.what)
-            if "forkpoint.List" in call.method:
-                return [{"template": "debian-13", "qube": "work"}, {"template": "other", "qube": "web"}]
-            return revisions.pop(0) if "ListSnapshots" in call.method else None
-
-        def say(self, text: str) -> None: ...
+    session = Trying(done)
 
     def run(session: Any, result: Result, *, check: bool) -> None:
         result.packages = packages
@@ -56,14 +72,34 @@ def test_a_halted_template_changes_only_if_all_went_well(
     monkeypatch.setattr(update, "shut_down", lambda session, name, **how: done.append(f"shut down {name}"))
     result = Result("debian-13")
     try:
-        update._one(FakeSession(), result, begun := {}, was_halted=True, check=False)  # type: ignore[arg-type]
+        update._one(session, result, was_halted=True, check=False)  # type: ignore[arg-type]
     except BackendFailed:
         assert fails
-    assert begun == {}
-    taken_back = "admin.vm.volume.Revert+root debian-13" in done and "admin.vm.Kill debian-13" in done
-    assert taken_back == (not packages) and ("shut down debian-13" in done) == bool(packages)
+    assert ("cloison.trial.Settle debian-13" in done) == bool(packages)
+    assert ("admin.vm.Kill debian-13" in done) == (not packages), "what is settled is never killed"
+    assert ("shut down debian-13" in done) == bool(packages)
     assert [what for what in done if "forkpoint.Make" in what] == ["cloison.forkpoint.Make work"] * bool(packages)
     assert ("admin.vm.feature.Set+last-update debian-13" in done) == (not fails)
+
+
+@pytest.mark.parametrize(("was_halted", "check"), [(False, False), (True, True)])
+def test_a_look_keeps_nothing_and_what_ran_before_is_no_trial(
+    monkeypatch: pytest.MonkeyPatch, was_halted: bool, check: bool
+) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(update, "_run", lambda session, result, *, check: result.packages.append(("a", "1", "2")))
+    session = Trying(done)
+    update._one(session, Result("debian-13"), was_halted=was_halted, check=check)  # type: ignore[arg-type]
+    assert ("cloison.trial.Hold debian-13" in done) == was_halted
+    assert ("admin.vm.Kill debian-13" in done) == was_halted
+    assert "cloison.trial.Settle debian-13" not in done
+
+
+def test_a_trial_that_cannot_begin_is_a_failed_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(update, "_run", lambda *_, **__: pytest.fail("it must not be updated"))
+    session = Trying([], BackendFailed("no memory"))
+    with pytest.raises(BackendFailed, match="no memory"):
+        update._one(session, Result("debian-13"), was_halted=True, check=False)  # type: ignore[arg-type]
 
 
 def test_dom0_is_only_looked_at(tmp_path: Path) -> None:
@@ -86,24 +122,3 @@ def test_nothing_to_do_is_json_too(cloison: Any, daemon: Any, monkeypatch: pytes
         row.setdefault("features", {})["skip-update"] = "1"
     done = cloison("update", "--check", "--json")
     assert done.code == 0 and json.loads(done.out) == {"qubes": [], "dom0": None, "outdated": []}
-
-
-def test_an_interrupted_update_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    taken: list[str] = []
-
-    def one(session: Any, result: Result, begun: dict[str, set[str]], **_: Any) -> None:
-        begun[result.name] = {"1"}
-
-    def join(thread: Any, timeout: float | None = None) -> None:
-        raise KeyboardInterrupt
-
-    class Silent:
-        def say(self, text: str) -> None: ...
-
-    monkeypatch.setattr(update, "_one", one)
-    monkeypatch.setattr(update, "_take_back", lambda session, name, before: taken.append(name))
-    monkeypatch.setattr("threading.Thread.start", lambda thread: thread.run())
-    monkeypatch.setattr("threading.Thread.join", join)
-    with pytest.raises(KeyboardInterrupt):
-        update._all(Silent(), ["a"], {"a": {"state": "Halted"}}, check=False)  # type: ignore[arg-type]
-    assert taken == ["a"]

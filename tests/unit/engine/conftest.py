@@ -46,6 +46,9 @@ class CountingPool:
     def __init__(self, trouble: Troublemaker) -> None:
         self.trouble = trouble
         self.open: set[str] = set()
+        self.on_trial: set[str] = set()
+        self.kept: list[str] = []
+        self.dropped: list[str] = []
         self.revision = "r1"
 
     async def info(self, vid: str) -> VolumeInfo:
@@ -54,15 +57,23 @@ class CountingPool:
     async def chain(self, vid: str) -> Chain:
         return (DiskLayer(Path("/base") / vid, "qcow2"),)
 
-    async def begin_run(self, vid: str, *, base: Chain | None = None) -> Chain:
+    async def begin_run(self, vid: str, *, base: Chain | None = None, on_trial: bool = False) -> Chain:
         await self.trouble.step(f"open {vid}")
         assert vid not in self.open
         self.open.add(vid)
+        if on_trial:
+            self.on_trial.add(vid)
         return (DiskLayer(Path("/over") / vid, "qcow2"), *(base or await self.chain(vid)))
 
     async def end_run(self, vid: str, *, clean: bool = True) -> str | None:
+        if vid in self.open:
+            (self.dropped if vid in self.on_trial else self.kept).append(vid)
         self.open.discard(vid)
+        self.on_trial.discard(vid)
         return None
+
+    async def settle_run(self, vid: str) -> None:
+        self.on_trial.discard(vid)
 
 
 class CountingMachine:

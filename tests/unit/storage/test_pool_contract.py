@@ -47,6 +47,29 @@ async def test_a_volume_is_pristine_until_a_run_writes_into_it(pool: Qcow2Pool, 
     assert not (await pool.info(PRIVATE)).pristine
 
 
+async def test_what_a_run_on_trial_wrote_is_gone_unless_it_was_settled(pool: Qcow2Pool, guest: Guest) -> None:
+    await pool.create(kept())
+    before = await run_writing(pool, guest, PRIVATE, 7)
+    guest.write(await pool.begin_run(PRIVATE, on_trial=True), 8, MIB)
+    assert await pool.end_run(PRIVATE) == before
+    chain = await pool.begin_run(PRIVATE, on_trial=True)
+    assert guest.shows(chain, 7)
+    guest.write(chain, 9, MIB)
+    await pool.settle_run(PRIVATE)
+    await pool.settle_run(PRIVATE)
+    assert await pool.end_run(PRIVATE) != before
+    assert guest.shows(await pool.begin_run(PRIVATE), 9)
+
+
+async def test_a_trial_is_remembered_when_the_daemon_dies(pool: Qcow2Pool, guest: Guest, tmp_path: Path) -> None:
+    await pool.create(kept())
+    await run_writing(pool, guest, PRIVATE, 7)
+    guest.write(await pool.begin_run(PRIVATE, on_trial=True), 8, MIB)
+    again = Qcow2Pool("main", tmp_path / "pool")
+    await again.end_run(PRIVATE, clean=False)
+    assert guest.shows(await again.begin_run(PRIVATE), 7)
+
+
 async def test_a_run_that_wrote_nothing_makes_no_revision(pool: Qcow2Pool, guest: Guest) -> None:
     await pool.create(kept())
     before = await run_writing(pool, guest, PRIVATE, 7)

@@ -80,16 +80,22 @@ class Pool(Protocol):
         """The current content, read-only: a base to put an overlay on (root of app qubes, fork points)."""
         ...
 
-    async def begin_run(self, vid: str, *, base: Chain | None = None) -> Chain:
+    async def begin_run(self, vid: str, *, base: Chain | None = None, on_trial: bool = False) -> Chain:
         """Open the volume for a run: a fresh writable layer on the current content (SNAPSHOT: of its source).
 
         ``base`` replaces the layers below (a fork point's frozen root). The image is checked first; a damaged one
-        raises BackendFailed naming it. At most one run at a time.
+        raises BackendFailed naming it. At most one run at a time. ``on_trial``: what is written counts only if
+        ``settle_run`` says so before the end.
         """
         ...
 
+    async def settle_run(self, vid: str) -> None:
+        """What a run on trial wrote, and writes from now on, shall be kept like any other run's. Idempotent."""
+        ...
+
     async def end_run(self, vid: str, *, clean: bool = True) -> str | None:
-        """The run is over: a KEPT volume's changes become its newest revision (its id is returned); others are erased.
+        """The run is over: a KEPT volume's changes become its newest revision (its id is returned); others are erased,
+        and those of a run that is still on trial.
 
         Idempotent, also after a crash: called again by the next daemon for runs that were cut short.
         """

@@ -224,7 +224,7 @@ class Qcow2Pool:
 
     # -- runs --------------------------------------------------------------------------------------------------
 
-    async def begin_run(self, vid: str, *, base: Chain | None = None) -> Chain:
+    async def begin_run(self, vid: str, *, base: Chain | None = None, on_trial: bool = False) -> Chain:
         self._get(vid)
         below = await self._sound_layers(vid)
         async with self._lock:
@@ -246,22 +246,22 @@ class Qcow2Pool:
             pins = tuple(layer.id for layer in below)
             revision = source.current.id if source and source.current else ""
             if volume.kind is VolumeKind.KEPT:
-                top = await asyncio.to_thread(self._begin_kept, volume, pins, size, secret, crypto)
+                run = Run(self._new_id(), pins, on_trial=on_trial)
+                top = await asyncio.to_thread(self._begin_kept, volume, run, size, secret, crypto)
             else:
                 run = Run(None, pins, revision)
                 top = await asyncio.to_thread(self._begin_thrown, volume, run, chain, size, secret, crypto)
         self._stock.refill_soon()
         return (top, *chain)
 
-    def _begin_kept(
-        self, volume: VolumeRecord, pins: tuple[str, ...], size: int, secret: bytes | None, crypto: bytes
-    ) -> DiskLayer:
-        layer = Layer(self._new_id(), pins[0], FORMAT, size, secret)
+    def _begin_kept(self, volume: VolumeRecord, run: Run, size: int, secret: bytes | None, crypto: bytes) -> DiskLayer:
+        assert run.layer is not None
+        layer = Layer(run.layer, run.pins[0], FORMAT, size, secret)
         path = self._shelf.image(layer.id)
-        write_empty_image(path, size, self._shelf.image(pins[0]), FORMAT, crypto)
+        write_empty_image(path, size, self._shelf.image(run.pins[0]), FORMAT, crypto)
         try:
             self._shelf.write_layer(layer)
-            record = replace(volume, run=Run(layer.id, pins))
+            record = replace(volume, run=run)
             self._shelf.write_volume(record)
         except BaseException:
             self._shelf.remove_layer(layer.id)
@@ -295,14 +295,22 @@ class Qcow2Pool:
             self._tidy_soon()
         return current.id if current else None
 
+    async def settle_run(self, vid: str) -> None:
+        async with self._lock:
+            volume = self._get(vid)
+            if volume.run is not None and volume.run.on_trial:
+                self._put(replace(volume, run=replace(volume.run, on_trial=False)))
+
+    def _put(self, record: VolumeRecord, *, durable: bool = True) -> None:
+        self._shelf.write_volume(record, durable=durable)
+        self._volumes[record.vid] = record
+
     def _end_thrown(self, volume: VolumeRecord, _clean: bool) -> None:
         self._shelf.run_image(volume.vid).unlink(missing_ok=True)
-        record = replace(volume, run=None)
-        self._shelf.write_volume(record, durable=False)
-        self._volumes[volume.vid] = record
+        self._put(replace(volume, run=None), durable=False)
 
     def _end_kept(self, volume: VolumeRecord, clean: bool) -> None:
-        """The run's layer becomes the current content; one that was never written is dropped.
+        """The run's layer becomes the current content; one that was never written, or is on trial, is dropped.
 
         After an unclean end it gets no seal: the next use has it checked thoroughly. A layer whose header cannot be
         read is kept as well (never throw data away here): the next use names it.
@@ -316,7 +324,7 @@ class Qcow2Pool:
         except BackendFailed as error:
             log.error("%s", error)
             size, changed, clean = layer.size_bytes, self._shelf.has_image(layer.id), False
-        if changed:
+        if changed and not volume.run.on_trial:
             with contextlib.suppress(OSError):
                 sync_file(self._shelf.image(layer.id))
             sealed = replace(layer, size_bytes=size, seal=self._shelf.look(layer.id) if clean else None)
@@ -332,8 +340,7 @@ class Qcow2Pool:
             if size > sealed.size_bytes:
                 record = self._extended(record, size)
             record = replace(record, size_bytes=size)
-        self._shelf.write_volume(record)
-        self._volumes[volume.vid] = record
+        self._put(record)
 
     # -- contents ----------------------------------------------------------------------------------------------
 

@@ -90,6 +90,15 @@ class Run:
     """Layers that the run reads, top first; they stay as they are until it ends."""
     source_revision: str = ""
     """What a SNAPSHOT was taken of."""
+    on_trial: bool = False
+    """What a KEPT volume's run writes is thrown away at its end, unless it is settled before."""
+
+    def to_raw(self) -> dict[str, Any]:
+        return {"layer": self.layer, "pins": self.pins, "source": self.source_revision, "trial": self.on_trial}
+
+    @classmethod
+    def from_raw(cls, raw: Mapping[str, Any]) -> Run:
+        return cls(raw["layer"], tuple(raw["pins"]), str(raw["source"]), bool(raw.get("trial")))
 
 
 @dataclass(frozen=True)
@@ -134,9 +143,7 @@ class VolumeRecord:
                 "encrypted": self.encrypted,
                 "current": self.current.to_raw() if self.current else None,
                 "revisions": [revision.to_raw() for revision in self.revisions],
-                "run": {"layer": self.run.layer, "pins": self.run.pins, "source": self.run.source_revision}
-                if self.run
-                else None,
+                "run": self.run.to_raw() if self.run else None,
                 "pristine": self.pristine,
             }
         )
@@ -144,7 +151,6 @@ class VolumeRecord:
     @classmethod
     def from_json(cls, text: str) -> VolumeRecord:
         raw = json.loads(text)
-        run = raw["run"]
         return cls(
             vid=str(raw["vid"]),
             kind=VolumeKind(raw["kind"]),
@@ -154,7 +160,7 @@ class VolumeRecord:
             encrypted=bool(raw["encrypted"]),
             current=Revision.from_raw(raw["current"]) if raw["current"] else None,
             revisions=tuple(Revision.from_raw(item) for item in raw["revisions"]),
-            run=Run(run["layer"], tuple(run["pins"]), str(run["source"])) if run else None,
+            run=Run.from_raw(raw["run"]) if raw["run"] else None,
             pristine=bool(raw["pristine"]),
         )
 
