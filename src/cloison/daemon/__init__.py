@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import logging
 import os
+import resource
 import signal
 import sys
 from logging.handlers import RotatingFileHandler
@@ -21,6 +22,8 @@ from cloison.layout import Layout
 log = logging.getLogger(__name__)
 
 LOG_BYTES = 4 << 20
+MAX_DESCRIPTORS = 65536
+"""Beyond what any system of qubes needs; some programs that we start close every number that they might have."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -31,6 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     layout = Layout.from_environment()
     os.umask(0o077)
+    take_descriptors()
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it is served: the next daemon that finds us nudges us with it
     try:
         prepare_ground(layout)
@@ -47,6 +51,12 @@ def main(argv: list[str] | None = None) -> int:
         print(f"cloisond: {error}", file=sys.stderr)  # noqa: T201 - nobody else is there to say it
         return 1
     return 0
+
+
+def take_descriptors() -> None:
+    """As many as this user may have: the usual 1024 are a hundred running qubes, or some hundred calls at once."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, MAX_DESCRIPTORS), most))
 
 
 async def _until_told(serving: object) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from cloison.admin.server import AdminServer
+from cloison.daemon import take_descriptors
 from cloison.engine.events import EventBus, FeatureSet
 from cloison.model.names import QubeName
 
@@ -162,6 +163,7 @@ async def test_the_table_of_methods_describes_itself(house, socket_path):
 
 async def test_a_thousand_open_connections_hold_nobody_up_and_cost_little(house, socket_path):
     """Some say nothing, some stop in the middle, some never end a large request; everybody else is answered."""
+    take_descriptors()
     before_kib = _resident_kib()
     beginnings = (b"", b"admin.vm.Li", b"admin.vm.notes.Set+ dom0 name work\0" + b"x" * 60_000, b"\xff" * 1000)
     idle = []
