@@ -9,15 +9,25 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from cloison.wire.firewall import Rule, RuleError, parse_rules
 from cloison.wire.network import Downlink, Downlinks
-from cloison.wire.nftables import base_text, link_text, names_text, removal_text, set_names, whole_text
+from cloison.wire.nftables import (
+    base_text,
+    known_text,
+    link_text,
+    names_text,
+    removal_text,
+    set_names,
+    whole_text,
+)
 from cloison_agent.loop import Loop
 from cloison_agent.resolver import Resolver
 
@@ -25,8 +35,8 @@ NFT = "/usr/sbin/nft"
 SCRIPTS = "/rw/config/qubes-firewall.d"
 USER_SCRIPT = "/rw/config/qubes-firewall-user-script"
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"}
-SCRIPT_DEADLINE_S = 20.0
-"""Longest wait of the first client for the user's own scripts (a VPN's are there to shut doors)."""
+SCRIPT_DEADLINE_S = 30.0
+"""Longest wait of the first client for one of the user's own scripts (a VPN's are there to shut doors)."""
 CLOCK_CHECK_S = 300.0
 """The clock may be set while a rule waits for its end."""
 MAX_COUNTED = 6000
@@ -54,6 +64,7 @@ class Firewall:
         self._downlinks = Downlinks("", "", (), ())
         self._clients: dict[str, _Client] = {}
         self._has_base = False
+        self._has_run_scripts = False
         self._mark = int.from_bytes(os.urandom(3), "big") << 6
         self._resolver = Resolver(loop, self._name_changed)
         self._waiting: deque[Callable[[], None]] = deque()
@@ -118,6 +129,8 @@ class Firewall:
             text = whole_text(downlinks, ())
         elif before.resolvers != downlinks.resolvers:
             text += base_text(downlinks)
+        elif {link.interface for link in before.links} != wanted.keys():
+            text += known_text(downlinks)
         if before.resolvers != downlinks.resolvers:
             self._resolver.ask_again()
         self._load(changed, text, lambda error: self._links_applied(then, error))
@@ -125,11 +138,9 @@ class Firewall:
     def _links_applied(self, then: Then, error: str) -> None:
         if error:
             self._close_all(lambda: self._finish(then, error))
-        elif not self._has_base:
-            self._has_base = True
-            self._run_scripts(lambda: self._finish(then, ""))
         else:
-            self._finish(then, "")
+            self._has_base = True
+            self._run_scripts(lambda error: self._finish(then, error))
 
     def _close_all(self, then: Callable[[], None]) -> None:
         """Nobody knows any more what is in the kernel: begin anew, with every client closed."""
@@ -254,29 +265,46 @@ class Firewall:
 
         self._start([NFT, "-f", "-"], text, ended)
 
-    def _run_scripts(self, then: Callable[[], None]) -> None:
-        """The user's own, in order; the clients wait, but not for ever."""
+    def _run_scripts(self, then: Then) -> None:
+        """The user's own, in order, until all have ended well once. They may be there to shut doors: while one of them
+        fails or does not end no client is let in, and the next who asks has them run again."""
+        if self._has_run_scripts:
+            then("")
+            return
         scripts = [path for path in (*_directory(SCRIPTS), USER_SCRIPT) if os.access(path, os.X_OK)]
-        went_on = False
-
-        def go_on() -> None:
-            nonlocal went_on
-            if not went_on:
-                went_on = True
-                then()
 
         def step() -> None:
             if scripts:
-                self._start([scripts.pop(0)], "", lambda *_: step())
+                self._run_script(scripts.pop(0), lambda error: then(error) if error else step())
             else:
-                go_on()
+                self._has_run_scripts = True
+                then("")
 
-        if scripts:
-            self._loop.later(SCRIPT_DEADLINE_S, go_on)
         step()
 
-    def _start(self, argv: Sequence[str], stdin: str, ended: Callable[[int, str, str], None]) -> None:
-        """Run a program as root; ``ended`` gets its exit code, its output and its complaints."""
+    def _run_script(self, path: str, then: Then) -> None:
+        has_ended = is_late = False
+
+        def ended(code: int, _: str, errors: str) -> None:
+            nonlocal has_ended
+            has_ended = True
+            if is_late:
+                then(f"{path} did not end within {SCRIPT_DEADLINE_S:g} s")
+            else:
+                then("" if code == 0 else f"{path} ended with {code}: {_first_line(errors) or 'it said nothing'}")
+
+        def end_late() -> None:
+            nonlocal is_late
+            if not has_ended:
+                is_late = True
+                with suppress(ProcessLookupError):
+                    os.killpg(pid, signal.SIGKILL)
+
+        pid = self._start([path], "", ended)
+        self._loop.later(SCRIPT_DEADLINE_S, end_late)
+
+    def _start(self, argv: Sequence[str], stdin: str, ended: Callable[[int, str, str], None]) -> int:
+        """Run a program as root; ``ended`` gets its exit code, its output and its complaints. Its number, or 0."""
         files = [os.memfd_create("nft") for _ in range(3)]
         os.write(files[0], stdin.encode())
         os.lseek(files[0], 0, os.SEEK_SET)
@@ -294,8 +322,9 @@ class Firewall:
             for fd in files:
                 os.close(fd)
             ended(127, "", f"{argv[0]}: {error.strerror}")
-            return
+            return 0
         self._loop.watch_exit(pid, reaped)
+        return pid
 
 
 def _directory(path: str) -> list[str]:

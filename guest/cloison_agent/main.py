@@ -29,10 +29,14 @@ def serve() -> int:
     from cloison_agent import udev
     from cloison_agent.agent import Agent, listen
     from cloison_agent.control import VERBS
+    from cloison_agent.told import told
+    from cloison_agent.users import DEFAULT_USER
 
     os.umask(0o022)
     udev.let_go()  # an agent that died may have left it held
-    agent = Agent(open_port(), listen(), VERBS)
+    # One that died has been told already who this is; dom0 says it once.
+    agent = Agent(open_port(), listen(), VERBS, default_user=told.text("default_user") or DEFAULT_USER)
+    agent.name = told.text("name")
     agent.announce_when_booted()
     gc.collect()
     gc.freeze()

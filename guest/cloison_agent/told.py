@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 PATH = "/run/cloison/told"
+LONGEST = 1 << 20
 SECRET = frozenset({"entropy"})
 
 
@@ -21,10 +23,12 @@ class Told:
         self._known: dict[str, Any] = {}
 
     def prepare(self) -> None:
-        """Open the file; anybody in this qube may read it."""
+        """Open the file, which anybody in this qube may read; what an agent before this one wrote is known again."""
         if self._fd < 0:
             os.makedirs(os.path.dirname(self._path), exist_ok=True)
             self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            with suppress(ValueError):  # its writer was killed half-way
+                self._known = dict(json.loads(os.pread(self._fd, LONGEST, 0) or b"{}"))
 
     def remember(self, fields: Mapping[str, Any]) -> None:
         """Add these to what is known; a key that comes again has its new value."""
@@ -33,6 +37,11 @@ class Told:
         content = json.dumps(self._known).encode()
         os.pwrite(self._fd, content, 0)
         os.ftruncate(self._fd, len(content))
+
+    def text(self, key: str) -> str:
+        """What was told under that name; empty: nothing."""
+        self.prepare()
+        return str(self._known.get(key) or "")
 
     def services(self) -> Mapping[str, Any]:
         """As they were told last."""

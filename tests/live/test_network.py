@@ -73,9 +73,9 @@ def cards(system: LiveSystem, qube: str) -> list[str]:
 
 @contextmanager
 def sending(system: LiveSystem, target: str) -> Iterator[None]:
-    """net-work sends to an address without pause."""
+    """net-work sends to an address without pause (no deadline: with one, ping would end at the first refusal)."""
     flood = system.start(
-        "run", "--user", "root", "net-work", "--", "ping", "-i", "0.05", "-W", "1", "-w", "60", target,
+        "run", "--user", "root", "net-work", "--", "ping", "-i", "0.05", "-W", "1", "-c", "9999", target,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
@@ -129,6 +129,27 @@ def test_a_killed_netvm_finds_its_clients_again_and_nothing_leaks_meanwhile(syst
         wait_for_answer(system)
     (row,) = system.json("list", "net-work")
     assert row["state"] == "Running"
+
+
+def test_a_netvms_agent_that_is_killed_is_told_its_clients_and_their_rules_again(
+    system: LiveSystem, chain: Peer
+) -> None:
+    refused = "198.51.100.66"
+    system.cloison("firewall", "add", "net-work", "drop", refused, "--before", "0")
+    until_silent(system, refused)
+    before = len(chain.packets())
+    with sending(system, refused):
+        system.run("net-wall", "systemctl", "kill", "-s", "KILL", "cloison-agent", user="root", expect=None)
+        deadline = time.monotonic() + ANSWER_LIMIT_S
+        while system.run("net-wall", "true", expect=None).returncode:
+            assert time.monotonic() < deadline, "no other agent took over"
+        wait_for_answer(system)
+        system.cloison("firewall", "add", "net-work", "drop", WORLD, "--before", "0")
+        until_silent(system)
+        system.cloison("firewall", "remove", "net-work", "0")
+        wait_for_answer(system)
+    assert refused not in {target for _, target in chain.packets()[before:]}
+    system.cloison("firewall", "reset", "net-work")
 
 
 def test_cables_outlive_the_daemon(system: LiveSystem, chain: Peer) -> None:

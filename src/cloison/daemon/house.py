@@ -183,6 +183,7 @@ async def _open_works(layout: Layout, store: Store, ledger: Ledger, stack: Async
     books.volumes.root_changed = templates.committed
     network = Network(system, lambda: ledger.inventory, HostWaysOut(), rules_in_force)
     system.cables = network
+    connector.on_return = network.agent_returned
     stock = Stock(system, ledger, books.qubes)
     stack.push_async_callback(stock.close)
     books.qubes.leaving = stock.leaving

@@ -42,6 +42,7 @@ from cloison.model.names import QubeName
 from cloison.model.network import (
     IPV6_FEATURE,
     WayOut,
+    behind,
     clients_of,
     downlink_mac,
     find_exit,
@@ -59,7 +60,7 @@ UPLINK = "uplink"
 """Name of every qube's card towards its netvm."""
 AGENT_TIMEOUT_S = 60.0
 RETRY_S, LONGEST_RETRY_S = 2.0, 60.0
-"""Pause before a way out that broke is opened again; it doubles."""
+"""Pause before a cable or way out that failed is tried again; it doubles."""
 FOLLOWED_PROPERTIES = frozenset({"netvm", "mac", "ip", "ip6", "provides_network"})
 """Properties whose change on a running qube changes its cable at once."""
 FOLLOWED_FEATURES = frozenset({"uplink", "uplink-host-ports", "ipv6", "net.fake-ip", "net.fake-gateway"})
@@ -92,6 +93,7 @@ class Network:
         self._cables: dict[QubeName, Cable] = {}
         self._locks: dict[QubeName, asyncio.Lock] = {}
         self._trouble: dict[QubeName, str] = {}
+        self._mending: dict[QubeName, Live] = {}
         self.netvms = Netvms(system, inventory, self.clients_at, rules_of, self._rules_lost)
 
     # -- looking
@@ -132,9 +134,6 @@ class Network:
     async def started(self, name: QubeName) -> None:
         """Give a qube that runs now its cable, and its clients theirs. Trouble is told, not raised."""
         await self._settle_quietly(name)
-        live = self._system.find_live(name)
-        if live is not None and self.trouble(name) and netvm_of(self._inventory(), name) is None:
-            self._begin(self._until_mended(live), f"way out of {name}")
         for client in clients_of(self._inventory(), name):
             if self._system.find_live(client.name) is not None:
                 self._begin(self._settle_quietly(client.name), f"cable of {client.name}")
@@ -152,6 +151,11 @@ class Network:
     def unpaused(self, name: QubeName) -> None:
         """What was asked for while it stood still is done now."""
         self._begin(self.started(name), f"cable of {name}")
+
+    def agent_returned(self, name: QubeName) -> None:
+        """Another relay speaks for the qube, perhaps with another agent, which knows nothing of its clients."""
+        if (live := self._system.find_live(name)) is not None and self.clients_at(name):
+            self._begin(self._tell_again(live), f"clients of {name}")
 
     async def recover(self) -> None:
         """After another daemon: learn which cables there are from the machines, then settle everybody."""
@@ -186,7 +190,7 @@ class Network:
                 if self._system.find_live(name) is not live:
                     return  # it stopped meanwhile
                 await self._close(name)
-                self._note_trouble(name, error)
+                self._note_trouble(live, error)
                 raise
             self._trouble.pop(name, None)
 
@@ -203,7 +207,8 @@ class Network:
                 await self.netvms.load_rules(peer, name, cable.interface)
             except CloisonError as error:
                 await self._close(name)
-                self._note_trouble(name, error)
+                if (live := self._system.find_live(name)) is not None:
+                    self._note_trouble(live, error)
                 raise
 
     async def follow(self, changes: Subscription) -> None:
@@ -221,11 +226,24 @@ class Network:
                 case _:
                     continue
             if is_ours:
-                for each in (name, *(client.name for client in clients_of(self._inventory(), name))):
+                for each in (name, *behind(self._inventory(), name)):
                     if self._system.find_live(each) is not None:
                         self._begin(self._settle_quietly(each), f"cable of {each}")
 
     # -- inside
+
+    async def _tell_again(self, live: Live) -> None:
+        """The netvm's agent gets its clients again, and the rules of those it has none of; else they are closed."""
+        name = live.facts.name
+        try:
+            await self.netvms.inform(live)
+        except CloisonError as error:
+            log.error("the agent of %s did not take its clients back: %s", name, error)
+            for client in self.clients_at(name):
+                await self._close(client)
+        for client in self.clients_at(name):
+            if not self._cables[client].open:
+                self._begin(self._settle_quietly(client), f"cable of {client}")
 
     def _rules_lost(self, name: QubeName) -> None:
         """A cable that is open needs its rules again; one that is not will get them before it opens."""
@@ -244,9 +262,16 @@ class Network:
         except CloisonError as error:
             log.error("%s has no network: %s", name, error)
 
-    def _note_trouble(self, name: QubeName, error: CloisonError) -> None:
-        self._trouble[name] = error.message
-        self._system.books.say(QubeNetworkFailed(name, error.message))
+    def _note_trouble(self, live: Live, error: CloisonError) -> None:
+        """Told once, shown while it lasts, and tried again; what waits for another qube is tried when that is there."""
+        name = live.facts.name
+        if self._trouble.get(name) != error.message:
+            self._trouble[name] = error.message
+            self._system.books.say(QubeNetworkFailed(name, error.message))
+        waits = isinstance(error, NotNow) and netvm_of(self._inventory(), name) is not None
+        if not waits and self._mending.get(name) is not live:
+            self._mending[name] = live
+            self._begin(self._until_mended(live), f"mend the network of {name}")
 
     async def _settle(self, live: Live, inventory: Inventory) -> None:
         name = live.facts.name
@@ -342,15 +367,16 @@ class Network:
         log.warning("the way out of %s ended: opening another", name)
         cable.wish = None
         await self._settle_quietly(name)
-        await self._until_mended(live)
 
     async def _until_mended(self, live: Live) -> None:
-        """Try again and again to open a way out: the host's network, or its owner, may come back."""
+        """Try again and again: the host's network, a netvm's agent or a script of its user may come to their senses."""
         name, pause_s = live.facts.name, RETRY_S
-        while self.trouble(name) and name not in self._cables and self._system.find_live(name) is live:
+        while self.trouble(name) and self._system.find_live(name) is live:
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, LONGEST_RETRY_S)
             await self._settle_quietly(name)
+        if self._mending.get(name) is live:
+            del self._mending[name]
 
     async def _cut(self, live: Live, cable: Cable) -> None:
         """Both cards go; the cable is dead at once, even if a guest does not let go of its card."""
@@ -407,7 +433,8 @@ def _wish(inventory: Inventory, name: QubeName) -> object:
     if netvm is not None:
         return netvm.name, uplink_of(inventory, name)
     try:
-        return find_exit(inventory, name)
+        exit = find_exit(inventory, name)
+        return None if exit is None else (exit, bool(inventory.feature(name, IPV6_FEATURE)))
     except BadRequest as error:
         return error.message  # like no cable that there is
 

@@ -90,6 +90,14 @@ def clients_of(inventory: Inventory, name: str) -> tuple[Qube, ...]:
     return tuple(qube for qube in inventory.users(name, "netvm") if qube.is_machine)
 
 
+def behind(inventory: Inventory, name: str) -> tuple[QubeName, ...]:
+    """Everybody who reaches the network through this qube, the nearest first."""
+    found = [client.name for client in clients_of(inventory, name)]
+    for each in found:
+        found += [client.name for client in clients_of(inventory, each) if client.name not in found]
+    return tuple(found)
+
+
 def interface_of(client: Qube) -> str:
     """Name of the client's interface in its netvm."""
     return f"vif{client.qid}"

@@ -44,12 +44,15 @@ def _ignore(_: RelayProcess, __: int) -> None:
 
 
 class RelayConnector:
-    """The engine's AgentConnector. ``on_call``, ``on_gone`` are the broker's; until it is there, calls are refused."""
+    """The engine's AgentConnector. ``on_call``, ``on_gone`` are the broker's; until it is there, calls are refused.
+
+    ``on_return`` is told of a qube for which another relay took over: its agent may be another one, too."""
 
     def __init__(self, spawner: Spawner) -> None:
         self._spawner = spawner
         self.on_call: Callable[[RelayProcess, int, Call], None] = _refuse
         self.on_gone: Callable[[RelayProcess, int], None] = _ignore
+        self.on_return: Callable[[QubeName], None] = lambda qube: None
 
     async def connect(self, qube: QubeName, socket_path: Path, *, ready_timeout_s: float, resync: bool = False,
                       wait_ready: bool = True) -> RelayLink:  # fmt: skip
@@ -147,6 +150,7 @@ class RelayLink:
                 try:
                     self._relay = await self._connector.connect_again(self.qube, self._path)
                     log.warning("the relay of %s ended (%s); another one took over", self.qube, reason)
+                    self._connector.on_return(self.qube)
                 except (FileNotFoundError, ConnectionRefusedError) as error:
                     log.info("the channel to %s is gone: %s", self.qube, error)
                     return

@@ -41,10 +41,19 @@ def whole_text(downlinks: Downlinks, clients: Iterable[tuple[Downlink, str]]) ->
 
 
 def base_text(downlinks: Downlinks) -> str:
-    """What belongs to no client. Repeating it changes nothing but what the resolvers are."""
+    """What belongs to no client's rules. Repeating it changes nothing but what the resolvers and the links are."""
     return "".join(_custom(family) for family in ("ip", "ip6")) + _FIXED.format(
-        checked=hex(CHECKED), custom=hex(CUSTOM), echoes=ECHOES, dns="".join(_redirects(downlinks.resolvers))
-    )
+        checked=hex(CHECKED), custom=hex(CUSTOM), echoes=ECHOES, dns="".join(_redirects(downlinks.resolvers)),
+        known=known_text(downlinks),
+    )  # fmt: skip
+
+
+def known_text(downlinks: Downlinks) -> str:
+    """Which cards are clients', with rules or not: what comes from one of these and was not checked goes nowhere, not
+    even where the user's own chains would let it."""
+    names = ", ".join(f'"{link.interface}"' for link in downlinks.links)
+    filled = f"add element inet cloison downlinks {{ {names} }}\n" if names else ""
+    return f"flush set inet cloison downlinks\n{filled}"
 
 
 def _custom(family: str) -> str:
@@ -79,7 +88,7 @@ flush chain inet cloison input
 flush chain inet cloison forward
 flush chain inet cloison dns
 flush chain inet cloison way-out
-table inet cloison {{
+{known}table inet cloison {{
 	chain refuse {{
 		ct direction reply drop
 		reject with icmpx admin-prohibited
@@ -180,7 +189,6 @@ def link_text(link: Downlink, gateway: str, gateway6: str, rules: Sequence[Rule]
         "\t\tcounter drop",
         "\t}",
         "}",
-        f'add element inet cloison downlinks {{ "{name}" }}',
         f'add element inet cloison from-client {{ "{name}" : goto from-{name} }}',
         f'add element inet cloison to-client {{ "{name}" : goto to-{name} }}',
         "",
@@ -188,16 +196,14 @@ def link_text(link: Downlink, gateway: str, gateway6: str, rules: Sequence[Rule]
 
 
 def removal_text(link: Downlink, old_sets: Iterable[str] = ()) -> str:
-    """Take a client's part away; its card may be gone already, and with it the chains on it."""
+    """Take a client's part away; its card may be gone already, and with it the chains on it. (``known_text`` is said
+    besides.)"""
     name = link.interface
     inner, outer = ("from", "to", "rules"), ("in", "out") if _is_translated(link) else ("in",)
     return "".join(
         f"{line}\n"
         for line in (
-            *(
-                f'delete element inet cloison {kind} {{ "{name}" }}'
-                for kind in ("to-client", "from-client", "downlinks")
-            ),
+            *(f'delete element inet cloison {kind} {{ "{name}" }}' for kind in ("to-client", "from-client")),
             *(f"flush chain inet cloison {chain}-{name}" for chain in inner),
             *(f"delete set inet cloison {old}" for old in old_sets),
             *(f"delete chain inet cloison {chain}-{name}" for chain in inner),

@@ -307,6 +307,37 @@ async def test_an_agent_that_began_anew_gets_the_rules_of_its_open_cables_again(
         assert sorted(loaded) == ["vif4", "vif5"]
 
 
+async def test_an_agent_that_came_back_is_told_its_clients_and_their_rules(bench: MakeBench, facts: Facts) -> None:
+    async with a_world(bench, facts) as it:
+        await it.start("net", "fw", "work", "personal")
+        it.agents["fw"].told.clear()
+        it.agents["fw"].closed = "vif4 vif5"
+        it.network.agent_returned(QubeName("fw"))
+        it.network.agent_returned(QubeName("work"))  # nobody's netvm
+        await it.rest()
+        assert it.agents["fw"].told[0][0] == "downlinks"
+        assert sorted(f["interface"] for verb, f in it.agents["fw"].told if verb == "rules") == ["vif4", "vif5"]
+        assert it.passes("work", "fw") and it.passes("personal", "fw")
+
+
+@pytest.mark.parametrize("fail", ["rules", "downlinks"])
+async def test_an_agent_that_came_back_and_fails_has_its_cables_closed_until_it_does_not(
+    bench: MakeBench, facts: Facts, fail: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cloison.engine.network.RETRY_S", 0.02)
+    monkeypatch.setattr("cloison.engine.network.LONGEST_RETRY_S", 0.02)
+    async with a_world(bench, facts) as it:
+        await it.start("net", "fw", "work")
+        it.agents["fw"].fail, it.agents["fw"].closed = fail, "vif4"
+        it.network.agent_returned(QubeName("fw"))
+        await it.rest()
+        assert not it.passes("work", "fw") and fail in it.network.trouble(QubeName("work"))
+        assert len([event for event in it.books.events if isinstance(event, QubeNetworkFailed)]) == 1
+        it.agents["fw"].fail = ""
+        await it.rest()
+        assert it.passes("work", "fw") and not it.network.trouble(QubeName("work"))
+
+
 async def test_a_netvm_changes_while_both_run(bench: MakeBench, facts: Facts) -> None:
     async with a_world(bench, facts) as it:
         await it.start("net", "fw", "work")

@@ -100,13 +100,23 @@ class Netvm:
         scripts = directory / "qubes-firewall.d"
         scripts.mkdir()
         firewall.SCRIPTS, firewall.USER_SCRIPT = str(scripts), str(directory / "user-script")
-        for path in (scripts / "10-first", directory / "user-script"):
-            path.write_text(f"#!/bin/sh\necho {path.name} >> {directory}/ran\n")
-            path.chmod(0o755)
         self.directory = directory
+        for path in (scripts / "10-first", directory / "user-script"):
+            self.add_script(path)
         self.loop = Loop()
         self.names = NameServer(self.loop)
         self.firewall = Firewall(self.loop)
+
+    def add_script(self, path: Path, ending: str = "") -> None:
+        path.write_text(f"#!/bin/sh\necho {path.name} >> {self.directory}/ran\n{ending}\n")
+        path.chmod(0o755)
+
+    def ran(self) -> list[str]:
+        """The scripts that were started since the last question."""
+        ran = self.directory / "ran"
+        found = ran.read_text().split()
+        ran.write_text("")
+        return found
 
     def until(self, condition: Callable[[], bool], timeout_s: float = 5.0) -> bool:
         deadline = time.monotonic() + timeout_s
@@ -175,6 +185,29 @@ def names(netvm: Netvm) -> dict[str, Any]:
     return result
 
 
+def scripts(netvm: Netvm) -> dict[str, Any]:
+    """An agent that begins anew runs the user's scripts again, and lets nobody in before they ended well."""
+    result: dict[str, Any] = {}
+    netvm.ran()
+    first = netvm.directory / "qubes-firewall.d" / "10-first"
+    netvm.add_script(first, "echo the tunnel has no key >&2; exit 3")
+    netvm.firewall = Firewall(netvm.loop)
+    result["fails"] = netvm.links(LINK).replace(str(netvm.directory), "")
+    result["ran"] = netvm.ran()
+    result["loaded"] = "rules-vif1" in tables()
+    result["is known as a client's"] = 'downlinks {\n\t\ttype ifname\n\t\telements = { "vif1" }' in tables()
+    netvm.add_script(first, "sleep 60")
+    firewall.SCRIPT_DEADLINE_S = 0.3
+    result["does not end"] = netvm.links(LINK).replace(str(netvm.directory), "")
+    netvm.add_script(first)
+    netvm.ran()
+    result["mended"] = netvm.links(LINK)
+    result["ran again"] = netvm.ran()
+    result["and once"] = netvm.links(LINK, SECOND) + netvm.links(LINK) + " ".join(netvm.ran())
+    result["rules"] = netvm.rules("action=accept\n")
+    return result
+
+
 def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         netvm = Netvm(Path(directory))
@@ -182,7 +215,7 @@ def main() -> None:
             "rules of no link": netvm.rules("action=accept\n"),
             "links": netvm.links(LINK, SECOND, resolvers=("192.0.2.53",)),
             "scripts": (Path(directory) / "ran").read_text().split(),
-            "no rules yet": "vif1" in tables(),
+            "no rules yet": "rules-vif1" in (listed := tables()) or "in-vif1" in listed,
             "rules": netvm.rules("action=accept proto=tcp\naction=drop\n"),
             "in the kernel": netvm.listed().count("goto refuse"),
             "of the second": netvm.rules("action=accept\n", "vif2"),
@@ -209,6 +242,7 @@ def main() -> None:
         result["many rules"] = netvm.rules(text)
         result["many rules took s"] = time.monotonic() - started
         result["all of them"] = netvm.listed().count("accept comment") == many
+        result["after a restart"] = scripts(netvm)
         firewall.NFT = "/nonexistent/nft"
         result["no nft"] = netvm.rules("action=accept\n")
     json.dump(result, sys.stdout)

@@ -45,7 +45,7 @@ def netvm() -> dict[str, Any]:
     """As root where we are root: an ordinary user's buffers towards the kernel are too small for 10 000 rules."""
     if os.getuid() == 0:
         return run_inside(("unshare", "--net"), str(NETVM), "10000")
-    return run_inside(way_in(), str(NETVM), "500")
+    return run_inside(way_in(), str(NETVM), "200")
 
 
 def test_nothing_hostile_arrives_anywhere(lab: dict[str, Any]) -> None:
@@ -133,6 +133,20 @@ def test_the_agent_says_when_rules_are_in_and_why_not(netvm: dict[str, Any]) -> 
 
 def test_the_users_scripts_run_before_the_first_client(netvm: dict[str, Any]) -> None:
     assert netvm["scripts"] == ["10-first", "user-script"]
+
+
+def test_scripts_that_fail_or_do_not_end_keep_everybody_out(netvm: dict[str, Any]) -> None:
+    assert netvm["after a restart"] == {
+        "fails": "/qubes-firewall.d/10-first ended with 3: the tunnel has no key",
+        "ran": ["10-first"],
+        "loaded": False,
+        "is known as a client's": True,
+        "does not end": "/qubes-firewall.d/10-first did not end within 0.3 s",
+        "mended": "",
+        "ran again": ["10-first", "user-script"],
+        "and once": "",
+        "rules": "",
+    }
 
 
 def test_a_rule_ends_at_its_time(netvm: dict[str, Any]) -> None:

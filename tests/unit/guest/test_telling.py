@@ -28,6 +28,18 @@ def test_what_was_told_is_kept_without_its_secrets(tmp_path: Path) -> None:
     assert known == {"name": "vault", "services": {"x": True}, "long": ""}
 
 
+def test_an_agent_that_takes_over_knows_what_its_forerunner_was_told(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "told"
+    Told(str(path)).remember({"name": "work", "default_user": "jo", "services": {"x": True}})
+    after = Told(str(path))
+    assert after.text("default_user") == "jo" and after.text("template") == ""
+    assert after.services() == {"x": True}
+    after.remember({"vm_config": {}})
+    assert json.loads(path.read_text())["name"] == "work"
+    path.write_text('{"name": "wo')
+    assert Told(str(path)).text("name") == ""
+
+
 @pytest.mark.parametrize(
     ("klass", "kind", "persistence", "updateable"),
     [

@@ -37,7 +37,7 @@ GATEWAYS = ("10.137.0.2", "fd09:24ef:4179::a89:2")
     ("name", "text"),
     [
         ("base", whole_text(Downlinks(*GATEWAYS, ("192.0.2.53", "2001:db8::53", "192.0.2.54"), ()), ())),
-        ("inner-netvm", whole_text(Downlinks(*GATEWAYS, ("10.139.1.1", "10.139.1.2"), ()), ())),
+        ("inner-netvm", whole_text(Downlinks(*GATEWAYS, ("10.139.1.1", "10.139.1.2"), (PLAIN,)), ())),
         ("client", link_text(PLAIN, *GATEWAYS, RULES, NAMES, 0x51)),
         ("client-ipv6", link_text(SIX, *GATEWAYS, RULES[:1], {}, 0x52, ["name0-vif7-4", "name0-vif7-6"])),
         ("client-translated", link_text(HIDDEN, *GATEWAYS, RULES[-1:], {}, 0x53)),

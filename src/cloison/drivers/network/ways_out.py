@@ -43,7 +43,7 @@ class HostWaysOut:
             case WayOut.PASST:
                 return await _open_passt(exit, name, mac, ipv6)
             case WayOut.JOIN:
-                return await _join(exit, name, mac)
+                return await _join(exit, name, mac, ipv6)
             case WayOut.NONE:
                 raise BadRequest(f"{name} has no way out: its uplink is none")
 
@@ -62,7 +62,7 @@ class HostWaysOut:
                 watch.close()
 
 
-async def _join(exit: Exit, name: str, mac: str) -> OpenedExit:
+async def _join(exit: Exit, name: str, mac: str, ipv6: bool) -> OpenedExit:
     assert exit.socket is not None, "parsed so"
     port = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     port.setblocking(False)
@@ -73,7 +73,7 @@ async def _join(exit: Exit, name: str, mac: str) -> OpenedExit:
         port.close()
         why = error.strerror if isinstance(error, OSError) and error.strerror else "nobody answers"
         raise BackendFailed(f"{name} cannot join {exit.socket}: {why}") from error
-    return OpenedExit(port, _uplink(mac, JOIN_MTU, ipv6=False), f"join{secrets.token_hex(6)}")
+    return OpenedExit(port, _uplink(mac, JOIN_MTU, ipv6=ipv6), f"join{secrets.token_hex(6)}")
 
 
 def _uplink(mac: str, mtu: int, *, ipv6: bool) -> Uplink:
