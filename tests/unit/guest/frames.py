@@ -18,6 +18,15 @@ def packed(address: str) -> bytes:
     return ipaddress.ip_address(address).packed
 
 
+def solicited_node(address: str) -> str:
+    """The multicast address at which a neighbour with this IPv6 address is asked for."""
+    return str(ipaddress.IPv6Address(bytes.fromhex("ff0200000000000000000001ff") + packed(address)[13:]))
+
+
+def multicast_mac(address: str) -> str:
+    return "33:33:" + packed(address)[12:].hex(":")
+
+
 def checksum(data: bytes) -> int:
     total = sum(struct.unpack(f"!{(len(data) + 1) // 2}H", data + b"\0" * (len(data) % 2)))
     while total >> 16:

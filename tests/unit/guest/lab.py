@@ -20,14 +20,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "src"))
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+TOP = Path(__file__).resolve().parents[3]
+sys.path[:0] = [str(TOP), str(TOP / "src")]
 
-import frames as f
+from tests.unit.guest import frames as f  # noqa: E402
+from tests.unit.guest.attacks import Aim, attacks  # noqa: E402
 
-from cloison.wire.firewall import Rule, parse_rules
-from cloison.wire.network import Downlink, Downlinks
-from cloison.wire.nftables import MAX_CONNECTIONS, link_text, names_text, removal_text, whole_text
+from cloison.wire.firewall import Rule, parse_rules  # noqa: E402
+from cloison.wire.network import Downlink, Downlinks  # noqa: E402
+from cloison.wire.nftables import MAX_CONNECTIONS, link_text, names_text, removal_text, whole_text  # noqa: E402
 
 A, A6, B, B6 = "10.137.0.11", "fd09:24ef:4179::a89:b", "10.137.0.12", "fd09:24ef:4179::a89:c"
 A_LOCAL, B_LOCAL = "fe80::216:3eff:fe5e:6c0b", "fe80::216:3eff:fe5e:6c0c"
@@ -38,6 +39,7 @@ WORLD, RESOLVER, NETVM_OUT = "192.0.2.80", "192.0.2.53", "192.0.2.1"
 TRUE_WORLD = "9.9.9.9"
 """In the lab it is next door: an address that is not of documentation or private networks."""
 WORLD6, NETVM_OUT6 = "2001:db8:1::80", "2001:db8:1::1"
+AIM = Aim(A, A6, A_MAC, B, B6, B_MAC, GATE, GATE6, GATE_MACS[11], NETVM_OUT, WORLD, WORLD6)
 CLONE_NEWNET = 0x40000000
 QUIET_S = 0.05
 """A frame through two virtual cables takes some tens of microseconds."""
@@ -216,8 +218,8 @@ class Lab:
     def throw_all(self) -> dict[str, Any]:
         """Every attack, each with a token of its own."""
         return {
-            name: self.throw(token, *attacks(token)[name])
-            for number, name in enumerate(attacks(b""))
+            name: self.throw(token, *attacks(token, AIM)[name])
+            for number, name in enumerate(attacks(b"", AIM))
             if (token := b"<hostile %03d>" % number)
         }
 
@@ -269,92 +271,6 @@ class Lab:
 def drain(sock: socket.socket) -> None:
     while select.select([sock], [], [], 0)[0]:
         sock.recv(70000)
-
-
-def attacks(token: bytes) -> dict[str, tuple[bytes, ...]]:
-    gate, gate6_local, a_local = GATE_MACS[11], "fe80::fcff:ffff:fe00:b", A_LOCAL
-
-    def data(source: str = A, to: str = WORLD, *, own: str = A_MAC, at: str = gate, **how: Any) -> bytes:
-        tag = how.pop("tag", None)
-        return f.ether(at, own, f.IPV4, f.ip4(source, to, f.UDP, f.udp(source, to, 5, 9000, token), **how), tag=tag)
-
-    def data6(source: str = A6, to: str = WORLD6, *, own: str = A_MAC, at: str = gate) -> bytes:
-        return f.ether(at, own, f.IPV6, f.ip6(source, to, f.UDP, f.udp(source, to, 5, 9000, token)))
-
-    def nd(kind: int, body: bytes, source: str = A6, to: str = GATE6, at: str = gate, hops: int = 255) -> bytes:
-        return f.ether(at, A_MAC, f.IPV6, f.ip6(source, to, 58, f.icmp6(source, to, kind, body), hops=hops))
-
-    def ask(kind: int, sender: str, target: str, own: str = A_MAC, at: str = f.BROADCAST, inner: str = A_MAC) -> bytes:
-        return f.ether(at, own, f.ARP, f.arp(kind, inner, sender, "00:00:00:00:00:00", target))
-
-    offer = bytes([2, 1, 6, 0]) + bytes(232) + b"\x63\x82\x53\x63\x35\x01\x02\xff" + token
-    dhcp = f.ip4(A, "255.255.255.255", f.UDP, f.udp(A, "255.255.255.255", 67, 68, offer))
-    big = f.ip4(A, WORLD, f.UDP, f.udp(A, WORLD, 5, 9000, token + bytes(9000)))
-    all_nodes, mcast = "ff02::1", "33:33:00:00:00:01"
-    return {
-        "spoofed mac": (data(own=B_MAC),),
-        "spoofed ipv4 of the other client": (data(B),),
-        "spoofed ipv4 of the world": (data("198.51.100.7"),),
-        "spoofed ipv4 of the netvm": (data(NETVM_OUT), data(GATE)),
-        "spoofed ipv6": (data6(B6), data6("2001:db8:bad::1"), data6(a_local)),
-        "spoofed ipv6 mac": (data6(own=B_MAC),),
-        "to the other client": (data(to=B), data6(to=B6)),
-        "to the other client's card": (data(to=B, at=B_MAC), data(to=B, at=f.BROADCAST), data6(to=B6, at=B_MAC)),
-        "to the other client's link-local address": (data6(to=B_LOCAL),),
-        "ipv4 multicast": (data(to="224.0.0.251", at="01:00:5e:00:00:fb"), data(to="224.0.0.251")),
-        "ipv4 broadcast": (data(to="255.255.255.255", at=f.BROADCAST), data(to="10.137.255.255", at=f.BROADCAST)),
-        "ipv6 multicast": (data6(to=all_nodes, at=mcast), data6(to="ff05::2", at="33:33:00:00:00:02")),
-        "to the netvm's port": tuple(
-            f.ether(gate, A_MAC, f.IPV4, f.ip4(A, to, f.UDP, f.udp(A, to, 5, 7777, token)))
-            for to in (GATE, NETVM_OUT)
-        ),
-        "through the netvm's address with source routing": (
-            data(to=GATE, options=b"\x83\x07\x04" + f.packed(B) + b"\x00"),
-        ),
-        "arp for another address": (ask(1, B, GATE), ask(1, GATE, A), ask(2, B, GATE, at=gate)),
-        "arp with another card inside": (ask(1, A, GATE, inner=B_MAC), ask(2, A, GATE, at=gate, inner=B_MAC)),
-        "arp from another card": (ask(1, A, GATE, own=B_MAC),),
-        "arp for the other client": (ask(1, A, B),),
-        "gratuitous arp": (ask(1, B, B), ask(2, GATE, GATE)),
-        "neighbour advertisement of another address": (
-            nd(136, f.advertisement(B6, A_MAC)),
-            nd(136, f.advertisement(B6, A_MAC), to=all_nodes, at=mcast),
-            nd(136, f.advertisement(GATE6, A_MAC), source=a_local, to=all_nodes, at=mcast),
-        ),
-        "neighbour solicitation of another address": (
-            nd(135, bytes(4) + f.packed(B6) + b"\x01\x01" + f.mac(A_MAC), to="ff02::1:ff89:c", at="33:33:ff:89:00:0c"),
-            nd(135, bytes(4) + f.packed(GATE6) + b"\x01\x01" + f.mac(A_MAC), source=B6),
-        ),
-        "router advertisement": (
-            nd(134, f.router(A_MAC), source=a_local, to=all_nodes, at=mcast),
-            nd(134, f.router(A_MAC), source=a_local, to=gate6_local),
-        ),
-        "redirect": (nd(137, bytes(4) + f.packed(B6) + f.packed(WORLD6), source=a_local, to=gate6_local),),
-        "dhcp offer": (f.ether(f.BROADCAST, A_MAC, f.IPV4, dhcp), f.ether(gate, A_MAC, f.IPV4, dhcp)),
-        "vlan tag": tuple(data(tag=tag) for tag in (0, 1, 12, 0x6001)),
-        "double vlan tag": (
-            f.ether(gate, A_MAC, f.VLAN, (12).to_bytes(2, "big") + b"\x08\x00" + data()[14:], tag=1),
-        ),
-        "jumbo": (f.ether(gate, A_MAC, f.IPV4, big), f.ether(gate, B_MAC, f.IPV4, big)),
-        "fragments with another address": (data(B, fragment=0x2000), data(B, fragment=0x0100)),
-        "malformed": (
-            data()[:20], data()[:14], data()[:34], data(version=5), data(version=6), b"\xff" * 60, bytes(60),
-            f.ether(gate, A_MAC, f.IPV6, data()[14:]), f.ether(gate, A_MAC, f.IPV4, data6()[14:]),
-            f.ether(gate, A_MAC, 0x88CC, token * 9), f.ether(gate, A_MAC, 0x0027, b"\x42\x42\x03" + token + bytes(40)),
-            f.ether(gate, A_MAC, 0x8864, b"\x11\x00\x00\x01\x00\x20\x00\x21" + data()[14:]),
-        ),
-        "mpls and tunnels": (
-            f.ether(gate, A_MAC, 0x8847, b"\x00\x01\x01\xff" + data()[14:]),
-            f.ether(gate, A_MAC, f.IPV4, f.ip4(A, GATE, 4, f.ip4(A, B, f.UDP, f.udp(A, B, 5, 9000, token)))),
-        ),
-        "a rule says drop": (
-            f.ether(gate, A_MAC, f.IPV4, f.ip4(A, WORLD, f.UDP, f.udp(A, WORLD, 5, 666, token))),
-            f.ether(gate, A_MAC, f.IPV4, f.ip4(A, WORLD, f.TCP, f.tcp(A, WORLD, 5, 82, token))),
-        ),
-        "an answer to nothing": (
-            f.ether(gate, A_MAC, f.IPV4, f.ip4(A, WORLD, f.TCP, f.tcp(A, WORLD, 5, 82, token, flags=0x12))),
-        ),
-    }  # fmt: skip
 
 
 def good_frame(token: bytes) -> bytes:
