@@ -229,7 +229,7 @@ def test_a_flood_leaves_the_other_client_its_network(place: Place) -> None:
 def test_a_rule_that_ends_ends_an_open_connection(place: Place) -> None:
     system, world = place.system, "198.51.100.81"
     system.cloison("firewall", "add", EVIL, "drop", world, "--before", "0")
-    system.cloison("firewall", "add", EVIL, "accept", world, "expire=+10s", "--before", "0")
+    system.cloison("firewall", "add", EVIL, "accept", world, "expire=+7s", "--before", "0")
     talk = system.start(
         "run", "--user", "root", EVIL, "--", "ping", "-i", "0.2", "-c", "1000", world,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
