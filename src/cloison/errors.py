@@ -7,19 +7,34 @@ Names that the Admin API must put on the wire are carried by ``wire_name`` (refe
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Iterable
+
 
 class CloisonError(Exception):
-    """Root of all errors that a person may see; ``str()`` is one line, ``hint`` says how to mend it."""
+    """Root of all errors that a person may see; ``str()`` is one line, ``hint`` says how to mend it.
+
+    ``others``: qubes that the text names and whoever asked did not: ``text_for`` a qube leaves out those that it may
+    not know.
+    """
 
     wire_name = "QubesException"
 
-    def __init__(self, message: str, *, hint: str = "") -> None:
+    def __init__(self, message: str, *, hint: str = "", others: Iterable[str | None] = ()) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.others = frozenset(name for name in others if name)
 
     def __str__(self) -> str:
         return f"{self.message} (hint: {self.hint})" if self.hint else self.message
+
+    def text_for(self, may_know: Callable[[str], bool]) -> str:
+        text = str(self)
+        for name in sorted(self.others, key=len, reverse=True):
+            if not may_know(name):
+                text = re.sub(rf"(?<![\w.-]){re.escape(name)}(?![\w.-])", "another qube", text)
+        return text
 
 
 class BadRequest(CloisonError):

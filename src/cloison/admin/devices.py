@@ -237,7 +237,9 @@ async def attach(desk: Desk, call: Call) -> Answer:
     device = found[0]
     for other in desk.devices.attached(devclass):
         if (other.device.backend, other.device.port) == (device.backend, device.port):
-            raise DeviceAlreadyAttached(f"{device.backend}:{device.port} is attached to {other.frontend}")
+            raise DeviceAlreadyAttached(
+                f"{device.backend}:{device.port} is attached to {other.frontend}", others=[other.frontend]
+            )
     _check_not_denied(desk, call, device)
     desk.ledger.tell(e.DeviceAttachRequested(call.dest, devclass, device.name, str(options)))
     await desk.devices.attach(call.dest, device, options)

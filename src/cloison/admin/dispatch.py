@@ -11,7 +11,7 @@ import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 
 from cloison.admin import backups, devices, door, ownmethods, settings, storage, system, vms
-from cloison.admin.framing import Request, encode_error, encode_failure, encode_ok
+from cloison.admin.framing import Request, encode_error, encode_ok
 from cloison.admin.methods import Answer, Call, Desk, Dest, Method, Need, Scope, TellEnd, Witness, nothing_to_tell
 from cloison.admin.uploads import Upload
 from cloison.errors import BadRequest, CloisonError, ProtocolError, QubeNotFound, Refused
@@ -80,11 +80,12 @@ def find_qube(inventory: Inventory, untrusted_name: str) -> QubeName:
     return inventory.qube(parse_qube_name(untrusted_name)).name
 
 
-def answer_for(error: Exception, what: str) -> bytes:
-    """What the caller is told of a failure: declared errors as they are, of others one line (the log has the rest)."""
+def answer_for(error: Exception, what: str, may_know: Callable[[str], bool] = lambda _: True) -> bytes:
+    """What the caller is told of a failure: declared errors as they are (less the names of qubes that it may not know),
+    of others one line (the log has the rest)."""
     if isinstance(error, CloisonError):
         log.info("%s: %s: %s", what, error.wire_name, error)
-        return encode_failure(error)
+        return encode_error(error.wire_name, error.text_for(may_know))
     log.error("%s failed", what, exc_info=error)
     method = what.partition("+")[0]
     return encode_error("QubesException", f"{method} failed inside the daemon (hint: its log says why)")
@@ -124,7 +125,7 @@ class Admin:
                 yield answer
         except Exception as error:  # the border
             tell_end(str(error))
-            yield answer_for(error, f"{method}+{arg} {dest} for {source}")
+            yield answer_for(error, f"{method}+{arg} {dest} for {source}", self._knowledge_of(source))
         except BaseException:
             tell_end(GIVEN_UP)
             raise
@@ -150,10 +151,19 @@ class Admin:
                 await upload.abandon()
         except Exception as error:  # the border
             tell_end(str(error))
-            return answer_for(error, f"{request.method}+{request.arg} {request.dest} for {request.source}")
+            what = f"{request.method}+{request.arg} {request.dest} for {request.source}"
+            return answer_for(error, what, self._knowledge_of(request.source))
         except BaseException:
             tell_end(GIVEN_UP)
             raise
+
+    def _knowledge_of(self, source: str) -> Callable[[str], bool]:
+        def may_know(name: str) -> bool:
+            if source in (DOM0, name):
+                return True
+            return self.desk.permits(QubeName(source), "admin.vm.List", "", QubeName(name))
+
+        return may_know
 
     def check(self, source: str, dest: str, method: str, arg: str, payload: bytes) -> tuple[Method, Call]:
         """The row and the checked call; a CloisonError if it does not fit."""

@@ -88,6 +88,8 @@ def _about_settings(event: e.Event) -> Iterator[Record]:
             yield _of(qube, f"domain-feature-pre-delete:{feature}", feature=feature)
         case e.FeatureRemoved(qube, feature):
             yield _of(qube, f"domain-feature-delete:{feature}", feature=feature)
+        case e.QubeToolsAnnounced(qube):
+            yield _of(qube, "template-postinstall")
         case e.TagAdded(qube, tag):
             yield _of(qube, f"domain-tag-add:{tag}", tag=tag)
         case e.TagRemoved(qube, tag):
@@ -139,6 +141,8 @@ def _about_the_rest(event: e.Event) -> Iterator[Record]:
             yield _of(qube, "domain-create-on-disk")
         case e.QubeRemovalRequested(qube):
             yield _of(None, "domain-pre-delete", vm=qube)
+        case e.QubeFilesRemoved(qube):
+            yield _of(qube, "domain-remove-from-disk")
         case e.QubeRemoved(qube):
             yield _of(None, "domain-delete", vm=qube)
         case e.QubeRenamed(qube, old_name):

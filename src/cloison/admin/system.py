@@ -20,7 +20,8 @@ from cloison.model.values import Value
 
 log = logging.getLogger(__name__)
 DEVICE_CLASSES = ("block", "mic", "pci", "usb")
-REMOVED = "domain-delete"
+LAST_WORDS = ("domain-remove-from-disk", "domain-delete")
+"""Events about a qube that is in no picture of the system any more."""
 
 
 async def list_labels(desk: Desk, _call: Call) -> Answer:
@@ -120,15 +121,16 @@ class _Sieve:
     def __init__(self, desk: Desk, call: Call) -> None:
         self._desk = desk
         self._call = call
-        self._leaving: dict[QubeName, bool] = {}
+        self._leaving: dict[tuple[str, QubeName], bool] = {}
 
     def __call__(self, event: e.Event) -> e.Event | None:
         try:
             if isinstance(event, e.QubeRemovalRequested):
-                self._leaving[event.qube] = self._permits(REMOVED, event.qube)
+                self._leaving |= {(name, event.qube): self._permits(name, event.qube) for name in LAST_WORDS}
             wanted = [data for record, data in eventnames.encode(event) if self._wants(record)]
             if isinstance(event, e.QubeRemoved):
-                self._leaving.pop(event.qube, None)
+                for name in LAST_WORDS:
+                    self._leaving.pop((name, event.qube), None)
         except Exception:
             # A border: what cannot be decided is not told, and whoever changes something is not troubled.
             log.exception("whether %s may know of an event could not be decided", self._call.source)
@@ -138,8 +140,8 @@ class _Sieve:
     def _wants(self, record: eventnames.Record) -> bool:
         if self._call.dest not in (DOM0, record.subject):
             return False
-        if record.name == REMOVED and record.about is not None:
-            return self._leaving.get(record.about, False)
+        if record.name in LAST_WORDS and record.about is not None:
+            return self._leaving.get((record.name, record.about), False)
         return self._permits(record.name, record.about or DOM0)
 
     def _permits(self, name: str, about: QubeName) -> bool:

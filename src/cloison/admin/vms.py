@@ -8,13 +8,15 @@ from collections.abc import AsyncIterator, Mapping
 
 from cloison.admin.framing import encode_event
 from cloison.admin.methods import Answer, Call, Desk, Dest, Handler, Method, Need, Scope, lines, may_know, target
-from cloison.engine.features import add_tag
+from cloison.engine.features import parse_tag
 from cloison.engine.qubes import Wish
 from cloison.errors import BadRequest, NotNow, ProtocolError, QubeNotHalted, QubeNotRunning, Refused
 from cloison.model.classes import Klass
 from cloison.model.names import DOM0, QubeName, parse_qube_name
 from cloison.model.power import PowerState
+from cloison.model.properties import properties_of
 from cloison.model.qube import Qube
+from cloison.model.values import Value
 from cloison.model.volumes import VOLUMES_OF
 
 
@@ -59,23 +61,27 @@ def _creator(klass: Klass, *, with_pools: bool) -> Handler:
     async def create(desk: Desk, call: Call) -> Answer:
         name, label, pools = _parse_creation(klass, call.text, with_pools=with_pools)
         template = parse_qube_name(call.arg) if call.arg else None
+        tags, properties = _creators_wishes(desk, call.source, klass)
         wish = Wish(
-            klass, name, label, template, pools, source=call.source,
+            klass, name, label, template, pools, properties, tags=tags, source=call.source,
             may_name=lambda named: may_know(desk, call, named),
         )  # fmt: skip
-        qube = await desk.qubes.create(wish)
-        _apply_creator_features(desk, call.source, qube)
+        await desk.qubes.create(wish)
         return ""
 
     return create
 
 
-def _apply_creator_features(desk: Desk, source: QubeName, qube: Qube) -> None:
-    """Management qubes may have every qube that they create tagged."""
+def _creators_wishes(desk: Desk, source: QubeName, klass: Klass) -> tuple[frozenset[str], dict[str, Value]]:
+    """Tags and properties that a management qube's features ask for in every qube that it creates."""
     if source == DOM0:
-        return
-    for tag in desk.inventory.qube(source).features.get("tag-created-vm-with", "").split():
-        add_tag(desk.ledger, qube.name, tag)
+        return frozenset(), {}
+    features = desk.inventory.qube(source).features
+    tags = frozenset(parse_tag(tag) for tag in features.get("tag-created-vm-with", "").split())
+    guivm = features.get("set-created-guivm", "")
+    if not guivm or "guivm" not in properties_of(klass):
+        return tags, {}
+    return tags, {"guivm": desk.inventory.qube(parse_qube_name(guivm)).name}
 
 
 async def create_disposable(desk: Desk, call: Call) -> Answer:

@@ -116,10 +116,12 @@ def _apply(ledger: Ledger, name: QubeName, changes: Mapping[str, str | None]) ->
     real = {feature: value for feature, value in changes.items() if before.get(feature) != value}
     if not real:
         return
-    told = [
+    told: list[e.Event] = [
         e.FeatureRemoved(name, feature) if value is None else e.FeatureSet(name, feature, value, before.get(feature))
         for feature, value in real.items()
     ]
+    if "qrexec" in real and "qrexec" not in before:
+        told.append(e.QubeToolsAnnounced(name))
     with ledger.change(*told) as records:
         for feature, value in real.items():
             if value is None:

@@ -139,6 +139,11 @@ class FeatureRemoved(QubeEvent):
 
 
 @dataclass(frozen=True)
+class QubeToolsAnnounced(QubeEvent):
+    """It said for the first time that it has an agent."""
+
+
+@dataclass(frozen=True)
 class TagAdded(QubeEvent):
     tag: str
 
@@ -164,7 +169,7 @@ class QubeStartRequested(QubeEvent):
 
 @dataclass(frozen=True)
 class QubeFilesVerified(QubeEvent):
-    """Its volumes were checked."""
+    """Nothing stands against its start: its records were read, its netvm has not been started yet."""
 
 
 @dataclass(frozen=True)

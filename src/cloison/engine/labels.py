@@ -26,6 +26,6 @@ def remove_label(ledger: Ledger, name: str) -> None:
         raise ProtocolError(f"the label {name} is built in")
     users = [qube.name for qube in inventory if qube.label == name]
     if users:
-        raise LabelInUse(f"the label {name} is used by {', '.join(users)}")
+        raise LabelInUse(f"the label {name} is used by {', '.join(users)}", others=users)
     with ledger.change() as records:
         records.remove_label(name)

@@ -349,11 +349,12 @@ class Qubes:
         self._refuse_protected(inventory, name)
         async with self.leaving(name), self._seats.halted(name):
             self._share(name, new)
+            self._ledger.tell(e.QubeRemovalRequested(name))
             with self._ledger.change() as records:
                 records.rename_qube(name, new)
                 _rename_in_tags(records, self._ledger.inventory, name, new)
             self._forget_kept(name)
-        self._ledger.tell(e.QubeRemovalRequested(name), e.QubeRemoved(name), e.QubeAdded(new), e.QubeRenamed(new, name))
+        self._ledger.tell(e.QubeRemoved(name), e.QubeAdded(new), e.QubeRenamed(new, name))
 
     async def remove(self, name: QubeName) -> None:
         """Remove a halted qube with its volumes; QubeInUse naming everything that names it."""
@@ -371,7 +372,8 @@ class Qubes:
         references = [ref for ref in inventory.references(name) if not _is_preloaded(inventory, ref)]
         if references:
             users = ", ".join(f"{ref.by} of {ref.user or 'the system'}" for ref in references)
-            raise QubeInUse(f"{name} cannot be removed: it is {users}", hint="change those first")
+            raise QubeInUse(f"{name} cannot be removed: it is {users}", hint="change those first",
+                            others=[ref.user for ref in references])  # fmt: skip
 
     def _refuse_protected(self, inventory: Inventory, name: QubeName) -> None:
         if "installed_by_rpm" in properties_of(inventory.qube(name).klass) and inventory.flag(name, "installed_by_rpm"):

@@ -33,7 +33,7 @@ from cloison.engine.events import (
     QubeUnpaused,
 )
 from cloison.engine.runs import Phase
-from cloison.engine.start import Facts, Ground, Live, launch
+from cloison.engine.start import Facts, Ground, Live, check_startable, launch
 from cloison.engine.stop import ask_to_stop, put_away
 from cloison.errors import (
     BackendFailed,
@@ -137,6 +137,7 @@ class System:
         self.cables: Cables = NoCables()
         self._seats: dict[QubeName, _Seat] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._closing = False
         self.starting = 0
         """How many qubes are being started now."""
         self.last_start = float("-inf")
@@ -203,7 +204,10 @@ class System:
 
     async def start(self, name: QubeName, *, call_owned: bool = False, on_trial: bool = False) -> None:
         """Start the qube; returns when its agent knows who it is. A running qube is left alone (no error), but cannot
-        be put on trial: QubeNotHalted."""
+        be put on trial: QubeNotHalted.
+
+        A disposable that cleans up after itself goes as well when it does not start, soon after the error is raised.
+        """
         if name == DOM0:
             raise QubeNotHalted("dom0 is always running")
         async with self._turn(name) as seat:
@@ -217,6 +221,8 @@ class System:
             start_id = str(uuid.uuid4())
             self.books.say(QubeStartRequested(name, start_id, facts.memory_mib))
             try:
+                check_startable(facts)
+                self.books.say(QubeFilesVerified(name))
                 await self.cables.before_start(name)
                 live = await launch(self.ground, facts, call_owned=call_owned, on_trial=on_trial,
                                     on_spawned=lambda: self._say_spawned(name, start_id))  # fmt: skip
@@ -224,6 +230,8 @@ class System:
                 self._turn_to(seat, PowerState.HALTED)
                 reason = str(error) if isinstance(error, CloisonError) else type(error).__name__
                 self.books.say(QubeStartFailed(name, reason))
+                if facts.auto_cleanup and not self._closing:
+                    self.own(self._forget(name), f"forget {name}")
                 raise
             finally:
                 self.starting -= 1
@@ -237,7 +245,7 @@ class System:
             await self.cables.started(name)
 
     def _say_spawned(self, name: QubeName, start_id: str) -> None:
-        for event in (QubeFilesVerified(name), QubeSpawnRequested(name, start_id), QubeSpawned(name, start_id)):
+        for event in (QubeSpawnRequested(name, start_id), QubeSpawned(name, start_id)):
             self.books.say(event)
 
     def seat(self, live: Live, state: PowerState) -> None:
@@ -255,7 +263,7 @@ class System:
         if users and not force:
             reason = f"{name} is used by running qubes: {', '.join(users)}"
             self.books.say(QubeShutdownFailed(name, reason))
-            raise QubeInUse(reason, hint="shut them down first, or use force")
+            raise QubeInUse(reason, hint="shut them down first, or use force", others=users)
         if seat.state is PowerState.PAUSED:
             if not force:
                 raise QubeNotRunning(f"{name} is paused", hint=f"`cloison unpause {name}` first, or use force")
@@ -355,7 +363,7 @@ class System:
         """Hold a qube halted while it is changed; QubeNotHalted if it runs."""
         async with self._turn(name) as seat:
             if seat.live is not None:
-                raise QubeNotHalted(f"{name} is running", hint=f"`cloison shutdown {name}` first")
+                raise QubeNotHalted(f"{name} is running", hint=f"`cloison shutdown {name}` first", others=[name])
             yield
 
     def _turn_to(self, seat: _Seat, state: PowerState) -> None:
@@ -429,6 +437,7 @@ class System:
 
     async def close(self) -> None:
         """Let go of everything; qubes keep running for the next daemon."""
+        self._closing = True
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()

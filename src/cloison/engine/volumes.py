@@ -102,10 +102,11 @@ class Volumes:
     def remove_pool(self, name: str) -> None:
         self.pool_record(name)
         inventory = self._ledger.inventory
-        users = [f"{q.name}:{v.name}" for q in inventory for v in q.volumes.values() if v.pool == name]
+        held = [(q.name, v.name) for q in inventory for v in q.volumes.values() if v.pool == name]
+        users = [f"{qube}:{volume}" for qube, volume in held]
         users += [key for key in DEFAULT_POOLS if inventory.setting(key) == name]
         if users:
-            raise PoolInUse(f"pool {name} is used by {', '.join(users[:8])}")
+            raise PoolInUse(f"pool {name} is used by {', '.join(users[:8])}", others=[qube for qube, _ in held])
         self._ledger.tell(e.PoolRemovalRequested(name))
         with self._ledger.change(e.PoolRemoved(name)) as records:
             records.remove_pool(name)

@@ -107,7 +107,7 @@ def _check_template(inventory: Inventory, qube: Qube, value: Value, running: fro
     below = inventory.descendants(qube.name)
     busy = [child.name for child in below if child.name in running and not child.is_preloaded]
     if busy:
-        raise QubeInUse(f"the template of {qube.name} cannot change while {', '.join(busy)} runs")
+        raise QubeInUse(f"the template of {qube.name} cannot change while {', '.join(busy)} runs", others=busy)
 
 
 def _check_provides_network(inventory: Inventory, value: Value) -> None:
@@ -125,6 +125,7 @@ def _check_no_loop(inventory: Inventory, qube: Qube, value: Value) -> None:
         raise BadPropertyValue(
             f"{qube.name} cannot reach the network through {value}: that would be the loop {' -> '.join(loop)}",
             hint="choose a netvm whose own way out does not lead through this qube",
+            others={*loop} - {qube.name, value},
         )
 
 
@@ -141,19 +142,18 @@ def _check_netvm(inventory: Inventory, qube: Qube, value: Value, running: frozen
 def _check_provider(inventory: Inventory, qube: Qube, value: Value, _running: frozenset[QubeName]) -> None:
     users = [] if value else [user.name for user in inventory.users(qube.name, "netvm")]
     if users:
-        raise QubeInUse(f"{qube.name} is the netvm of {', '.join(users)}")
+        raise QubeInUse(f"{qube.name} is the netvm of {', '.join(users)}", others=users)
 
 
 def _check_role(inventory: Inventory, qube: Qube, value: Value, _running: frozenset[QubeName]) -> None:
     if value:
         return
-    users = sorted(
-        f"{by} of {user or 'the system'}"
-        for user, by in inventory.references(qube.name)
-        if by in DISPOSABLE_TEMPLATE_ROLES
-    )
-    if users:
-        raise QubeInUse(f"{qube.name} must stay a disposable template while it is {', '.join(users)}")
+    found = sorted((by, user or "") for user, by in inventory.references(qube.name) if by in DISPOSABLE_TEMPLATE_ROLES)
+    if found:
+        users = ", ".join(f"{by} of {user or 'the system'}" for by, user in found)
+        raise QubeInUse(
+            f"{qube.name} must stay a disposable template while it is {users}", others=[user for _, user in found]
+        )
 
 
 def _check_dispvm(inventory: Inventory, qube: Qube, value: Value, _running: frozenset[QubeName]) -> None:

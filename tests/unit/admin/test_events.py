@@ -18,13 +18,14 @@ SAMPLES = {
     "kind": "denied", "service": "qubes.Gpg", "target": "vault", "calls": 3, "disposable": "disp1",
     "delay_s": 0.5, "port": "b:p",
 }  # fmt: skip
-ONLY_OURS = {e.Event, e.QubeEvent, e.DeviceEvent, e.QubeFilesRemoved, e.SubscriptionDropped}
+ONLY_OURS = {e.Event, e.QubeEvent, e.DeviceEvent, e.SubscriptionDropped}
 """Roots, and what clients of Qubes are never told."""
 MACHINE = ["property-reset:xid", "property-reset:stubdom_xid", "property-reset:start_time"]
 NAMES = {
     e.QubeAdded: ["domain-add"],
     e.QubeFilesCreated: ["domain-create-on-disk"],
     e.QubeRemovalRequested: ["domain-pre-delete"],
+    e.QubeFilesRemoved: ["domain-remove-from-disk"],
     e.QubeRemoved: ["domain-delete"],
     e.QubeRenamed: ["cloison-renamed"],
     e.PoolAdded: ["pool-add"],
@@ -38,6 +39,7 @@ NAMES = {
     e.FeatureSet: ["domain-feature-set:f"],
     e.FeatureRemovalRequested: ["domain-feature-pre-delete:f"],
     e.FeatureRemoved: ["domain-feature-delete:f"],
+    e.QubeToolsAnnounced: ["template-postinstall"],
     e.TagAdded: ["domain-tag-add:t"],
     e.TagRemoved: ["domain-tag-delete:t"],
     e.FirewallChanged: ["firewall-changed"],

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from cloison.admin.eventnames import records as wire_records
 from cloison.daemon.guests import guest_handlers
 from cloison.engine.agent import ServiceResult
 from cloison.engine.announced import accept_apps, accept_features, accept_tools, accept_updates
@@ -49,6 +50,15 @@ async def test_a_template_announces_what_it_can_and_nothing_else(house):
     accept_features(house.ledger, DEB, b"supported-rpc.c=1\n")
     features = house.ledger.inventory.qube(DEB).features
     assert {name for name in features if name.startswith("supported-")} == {"supported-rpc.c"}
+
+
+async def test_the_first_word_of_an_agent_is_told_once(house):
+    subscription = house.ledger.bus.subscribe()
+    accept_features(house.ledger, DEB, b"qrexec=1\nos=Linux\n")
+    accept_features(house.ledger, DEB, b"qrexec=1\nos=Linux\nvmexec=1\n")
+    names = [record.name for event in subscription.take_waiting() for record in wire_records(event)]
+    assert names.count("template-postinstall") == 1
+    assert names.index("template-postinstall") > names.index("domain-feature-set:qrexec")
 
 
 async def test_what_a_person_switched_off_stays_off(house):

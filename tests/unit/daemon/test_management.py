@@ -184,9 +184,59 @@ async def test_it_hears_of_its_own_from_the_first_event_to_the_last(gate):
         "domain-add", "shop domain-create-on-disk",
         "shop domain-pre-start", *machine, "shop domain-spawn", "shop domain-qdb-create",
         "shop domain-pre-unpaused", "shop domain-unpaused", "shop domain-start",
-        "shop domain-stopped", *machine, "shop domain-shutdown", "domain-pre-delete", "domain-delete",
+        "shop domain-stopped", *machine, "shop domain-shutdown",
+        "domain-pre-delete", "shop domain-remove-from-disk", "domain-delete",
     ]  # fmt: skip
     assert f"shop domain-tag-add:{MINE}" in heard
+
+
+async def test_a_refusal_does_not_name_qubes_that_it_may_not_know(gate):
+    gate.write("20-more.policy", "admin.vm.property.Set * sys-admin @tag:created-by-sys-admin allow target=dom0\n"
+               "admin.pool.Remove * sys-admin @adminvm allow target=dom0\n"
+               "admin.vm.Remove * sys-admin @adminvm allow target=dom0\n")  # fmt: skip
+    await gate.call("dom0", "admin.vm.Create.AppVM+deb", "name=shop label=red")
+    await gate.call("dom0", "admin.vm.Create.AppVM+deb", "name=till label=red")
+    house = gate.house
+    for name, value in (("provides_network", "True"), ("template_for_dispvms", "True")):
+        await house.ok("admin.vm.property.Set", "shop", name, value)
+    for user in ("work", "till"):
+        await house.ok("admin.vm.property.Set", user, "netvm", "shop")
+        await house.ok("admin.vm.property.Set", user, "default_dispvm", "shop")
+    asked = [("shop", "admin.vm.Remove", ""), ("shop", "admin.vm.property.Set+provides_network", "False"),
+             ("shop", "admin.vm.property.Set+template_for_dispvms", "False")]  # fmt: skip
+    for target, service, payload in asked:
+        name, text = error_of(await gate.call(target, service, payload))
+        assert name in ("QubesVMInUseError", "QubesPoolInUseError")
+        assert "work" not in text and "another qube" in text and "till" in text, text
+        method, _, arg = service.partition("+")
+        answer = await house.call(method, target, arg, payload)
+        assert b"work" in answer and b"another qube" not in answer, "dom0 is told all"
+    name, text = error_of(await gate.call("dom0", "admin.pool.Remove+default"))
+    assert name == "QubesPoolInUseError" and "another qube:private" in text
+    assert not {"dvm", "work"} & set(text.replace(":", " ").split())
+    await house.ok("admin.vm.property.Set", "work", "provides_network", "True")
+    await house.ok("admin.vm.property.Set", "till", "provides_network", "True")
+    await house.ok("admin.vm.property.Set", "till", "netvm", "work")
+    await house.ok("admin.vm.property.Set", "till", "netvm", "work")
+    name, text = error_of(await gate.call("shop", "admin.vm.property.Set+netvm", "till"))
+    assert name == "QubesPropertyValueError"
+    assert text.startswith("shop cannot reach the network through till: that would be the loop shop -> till -> another")
+
+
+async def test_what_a_creator_wishes_is_there_from_the_first_moment(gate):
+    features = gate.house.ok
+    await features("admin.vm.feature.Set", "sys-admin", "tag-created-vm-with", "one two")
+    await features("admin.vm.feature.Set", "sys-admin", "set-created-guivm", "work")
+    assert await gate.call("dom0", "admin.vm.Create.AppVM+deb", "name=shop label=red") == b"0\0"
+    shop = gate.house.ledger.inventory.qube("shop")
+    assert {"one", "two", MINE, "guivm-work"} <= shop.tags and "guivm-dom0" not in shop.tags
+    assert shop.properties["guivm"] == "work"
+    await features("admin.vm.feature.Set", "sys-admin", "set-created-guivm", "gone")
+    assert error_of(await gate.call("dom0", "admin.vm.Create.AppVM+deb", "name=shed label=red"))[0] == (
+        "QubesVMNotFoundError")  # fmt: skip
+    assert gate.house.ledger.inventory.find("shed") is None
+    await features("admin.vm.Create.AppVM", payload="name=plain label=red")
+    assert "one" not in gate.house.ledger.inventory.qube("plain").tags
 
 
 async def test_a_pool_shows_the_volumes_of_known_qubes_only(gate):
