@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping
 
 from cloison.engine import events as e
+from cloison.engine.features import tell_followers
 from cloison.engine.inventory import Ledger
 from cloison.engine.running import Seats
 from cloison.errors import BadRequest
@@ -122,10 +123,13 @@ def _apply(ledger: Ledger, name: QubeName, changes: Mapping[str, str | None]) ->
     ]
     if "qrexec" in real and "qrexec" not in before:
         told.append(e.QubeToolsAnnounced(name))
-    with ledger.change(*told) as records:
+    picture = ledger.inventory
+    with ledger.change() as records:
         for feature, value in real.items():
             if value is None:
                 records.remove_feature(name, feature)
             else:
                 records.set_feature(name, feature, value)
+    tell_followers(ledger, picture, name, real)
+    ledger.tell(*told)
     log.info("%s announced %d changes of its features", name, len(real))

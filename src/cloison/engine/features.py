@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from cloison.engine import events as e
+from cloison.engine.consequences import consequences, followers_of_feature
 from cloison.engine.inventory import Ledger
 from cloison.errors import BadRequest, FeatureNotFound, InvalidTag, ProtocolError, Refused, TagNotFound
+from cloison.model.inventory import Inventory
 from cloison.model.names import QubeName
 from cloison.model.network import HOST_PORTS_FEATURE, UPLINK_FEATURE, parse_way_out
-from cloison.model.properties import properties_of
 
 OURS = frozenset(
     {"preload-dispvm", "preload-dispvm-in-progress", "preload-dispvm-completed", "deferred-netvm-original"}
@@ -27,10 +29,10 @@ def set_feature(ledger: Ledger, name: QubeName, untrusted_feature: str, untruste
     feature, value = _parse_feature(untrusted_feature), _parse_feature_value(untrusted_feature, untrusted_value)
     old = qube.features.get(feature)
     ledger.tell(e.FeatureSetRequested(name, feature, value, old))
+    before = ledger.inventory
     with ledger.change() as records:
         records.set_feature(name, feature, value)
-    if feature == "servicevm":
-        _tell_icon(ledger, name)
+    tell_followers(ledger, before, name, (feature,))
     ledger.tell(e.FeatureSet(name, feature, value, old))
 
 
@@ -40,10 +42,10 @@ def remove_feature(ledger: Ledger, name: QubeName, feature: str) -> None:
     if feature not in ledger.inventory.qube(name).features:
         raise feature_not_found(name, feature)
     ledger.tell(e.FeatureRemovalRequested(name, feature))
+    before = ledger.inventory
     with ledger.change() as records:
         records.remove_feature(name, feature)
-    if feature == "servicevm":
-        _tell_icon(ledger, name)
+    tell_followers(ledger, before, name, (feature,))
     ledger.tell(e.FeatureRemoved(name, feature))
 
 
@@ -74,9 +76,9 @@ def _parse_feature_value(feature: str, untrusted_value: str) -> str:
     return untrusted_value
 
 
-def _tell_icon(ledger: Ledger, name: QubeName) -> None:
-    if "icon" in properties_of(ledger.inventory.qube(name).klass):
-        ledger.tell(e.PropertyReset(name, "icon", None, is_consequence=True))
+def tell_followers(ledger: Ledger, before: Inventory, name: QubeName, features: Iterable[str]) -> None:
+    """After features of a qube changed: the properties that follow from them, here and in other qubes."""
+    ledger.tell(*consequences(before, ledger.inventory, name, frozenset().union(*map(followers_of_feature, features))))
 
 
 def add_tag(ledger: Ledger, name: QubeName, untrusted_tag: str) -> None:

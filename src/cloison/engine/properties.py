@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 
 from cloison.drivers.state.base import Transaction
 from cloison.engine import events as e
+from cloison.engine.consequences import MAY_FOLLOW, NOTHING, consequences, consequences_of_setting
 from cloison.engine.inventory import Ledger
 from cloison.engine.qubes import MayName
 from cloison.engine.running import Seats
@@ -91,13 +92,19 @@ class Properties:
         with self._ledger.change() as records:
             if prop.column is not None:
                 records.set_label(name, str(value))
+            elif value is None and prop.empty_resets:
+                records.reset_property(name, prop.name)
             else:
                 records.set_property(name, prop.name, value)
             if prop.halted_only:
                 self._volumes.doom_snapshots(records, name)
             caused = list(_side_changes(records, qube, prop, value, old))
         caused += _inherited(self._ledger.inventory, name, prop, old)
-        self._ledger.tell(*caused, e.PropertySet(name, prop.name, value, old))
+        done = e.PropertySet(name, prop.name, value, old)
+        caused += consequences(
+            before, self._ledger.inventory, name, MAY_FOLLOW.get(prop.name, NOTHING), (*caused, done)
+        )
+        self._ledger.tell(*caused, done)
 
     async def reset(self, name: QubeName, property_name: str) -> None:
         before = self._ledger.inventory
@@ -110,7 +117,11 @@ class Properties:
             records.reset_property(name, prop.name)
             caused = list(_side_changes(records, qube, prop, before.default_value(name, prop), old))
         caused += _inherited(self._ledger.inventory, name, prop, old)
-        self._ledger.tell(*caused, e.PropertyReset(name, prop.name, old))
+        done = e.PropertyReset(name, prop.name, old)
+        caused += consequences(
+            before, self._ledger.inventory, name, MAY_FOLLOW.get(prop.name, NOTHING), (*caused, done)
+        )
+        self._ledger.tell(*caused, done)
         if property_name == "netvm":
             await self.follow_netvm(name)
 
@@ -128,6 +139,7 @@ class Properties:
             records.set_setting(prop.name, value)
             caused = list(_setting_side_changes(records, before, prop, value, old))
         caused += _followers(before, self._ledger.inventory, prop)
+        caused += consequences_of_setting(before, self._ledger.inventory, prop.name, caused)
         self._ledger.tell(*caused, e.PropertySet(None, prop.name, value, old))
 
     def reset_setting(self, property_name: str) -> None:
@@ -141,6 +153,7 @@ class Properties:
             after = prop.default_for(before, before.qubes[QubeName("dom0")])
             caused = list(_setting_side_changes(records, before, prop, after, old))
         caused += _followers(before, self._ledger.inventory, prop)
+        caused += consequences_of_setting(before, self._ledger.inventory, prop.name, caused)
         self._ledger.tell(*caused, e.PropertyReset(None, prop.name, old))
 
 

@@ -20,6 +20,7 @@ from typing import Protocol
 from cloison.drivers.state.base import Transaction
 from cloison.drivers.storage import base as storage
 from cloison.engine import events as e
+from cloison.engine.consequences import MAY_FOLLOW, NOTHING, consequences, consequences_of_setting
 from cloison.engine.inventory import Ledger
 from cloison.engine.running import Seats
 from cloison.engine.volumes import Maker, Volumes, vids
@@ -397,7 +398,7 @@ class Qubes:
                 records.doom_volume(pool, vid)
             reset = [event for ref in dangling for event in _drop_reference(records, inventory, name, ref)]
             records.remove_qube(name)
-        self._ledger.tell(*reset)
+        self._ledger.tell(*reset, *_consequences_of(reset, inventory, self._ledger.inventory))
         self._forget_kept(name)
         try:
             await self._volumes.remove_doomed(doomed)
@@ -445,6 +446,14 @@ def _drop_reference(records: Transaction, inventory: Inventory, name: QubeName, 
                 records.remove_assignment(ref.user, assignment)
                 device = f"{name}:{assignment.port}:{assignment.device_id}"
                 yield e.DeviceUnassigned(ref.user, assignment.devclass, device)
+
+
+def _consequences_of(reset: Sequence[e.Event], before: Inventory, after: Inventory) -> Iterator[e.Event]:
+    for event in reset:
+        if isinstance(event, e.PropertyReset) and event.qube is not None:
+            yield from consequences(before, after, event.qube, MAY_FOLLOW.get(event.name, NOTHING), reset)
+        elif isinstance(event, e.PropertyReset):
+            yield from consequences_of_setting(before, after, event.name, reset)
 
 
 def _is_preloaded(inventory: Inventory, reference: Reference) -> bool:

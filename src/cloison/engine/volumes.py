@@ -177,7 +177,8 @@ class Volumes:
             log.error("volume %s of pool %s could not be removed: %s", vid, pool_name, reasons[pool_name, vid])
 
     async def sweep(self) -> None:
-        """Finish what an earlier daemon began: doomed volumes go, missing throw-away volumes are made again."""
+        """Finish what an earlier daemon began: doomed volumes go, missing throw-away volumes are made again, and what
+        was resized is recorded with its size."""
         await self.remove_doomed(self._ledger.store.doomed_volumes())
         inventory = self._ledger.inventory
         there = {name: set(await self.pool(name).volumes()) for name in inventory.pools if self._is_usable(name)}
@@ -189,6 +190,19 @@ class Volumes:
                     await self._remake(qube.name, volume)
                 except CloisonError as error:
                     log.error("volume %s of %s could not be made again: %s", volume.name, qube.name, error)
+        for qube in inventory:
+            for volume in qube.volumes.values():
+                if volume.kind is VolumeKind.KEPT and volume.vid in there.get(volume.pool, ()):
+                    await self._finish_resize(qube.name, volume)
+
+    async def _finish_resize(self, name: QubeName, volume: Volume) -> None:
+        try:
+            size_bytes = (await self.pool(volume.pool).info(volume.vid)).size_bytes
+        except CloisonError as error:
+            log.error("volume %s of %s is in trouble: %s", volume.name, name, error)
+            return
+        if size_bytes != volume.size_bytes:
+            self._record_size(name, volume.name, size_bytes)
 
     def _is_usable(self, pool: str) -> bool:
         try:
@@ -245,11 +259,17 @@ class Volumes:
         if size_bytes < record.size_bytes:
             raise BadRequest(f"volume {volume} of {name} cannot shrink from {record.size_bytes} to {size_bytes} bytes")
         await self.pool(record.pool).resize(record.vid, size_bytes)
-        self._put(name, replace(self.volume(name, volume), size_bytes=size_bytes))
-        for child in self._ledger.inventory.descendants(name):
-            source = self._ledger.inventory.volume_source(child.name, volume) if volume in child.volumes else None
-            if source is not None and source.vid == record.vid:
-                self._put(child.name, replace(self.volume(child.name, volume), size_bytes=size_bytes))
+        self._record_size(name, volume, size_bytes)
+
+    def _record_size(self, name: QubeName, volume: str, size_bytes: int) -> None:
+        """In one change with the volumes that start from it."""
+        inventory, vid = self._ledger.inventory, self.volume(name, volume).vid
+        with self._ledger.change() as records:
+            records.put_volume(name, replace(self.volume(name, volume), size_bytes=size_bytes))
+            for child in inventory.descendants(name):
+                source = inventory.volume_source(child.name, volume) if volume in child.volumes else None
+                if source is not None and source.vid == vid:
+                    records.put_volume(child.name, replace(child.volumes[volume], size_bytes=size_bytes))
 
     async def revert(self, name: QubeName, volume: str, revision: str) -> None:
         record = self.volume(name, volume)

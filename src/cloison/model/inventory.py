@@ -15,7 +15,7 @@ from cloison.errors import LabelNotFound, NoSuchProperty, QubeNotFound
 from cloison.model.classes import Klass
 from cloison.model.labels import Label
 from cloison.model.names import DOM0, QubeName
-from cloison.model.properties import GLOBAL_PROPERTIES, QUBE_PROPERTIES, Property, properties_of
+from cloison.model.properties import GLOBAL_PROPERTIES, QUBE_PROPERTIES, Mode, Property, properties_of
 from cloison.model.qube import Host, Pool, Qube, Run
 from cloison.model.values import PropertyType, Value
 from cloison.model.volumes import Volume, VolumeKind
@@ -110,7 +110,8 @@ class Inventory:
         if prop.column is not None:
             return Resolved(prop.column(qube), False)
         if property_name in qube.properties:
-            return Resolved(qube.properties[property_name], False)
+            # What is written once was chosen for the qube, not set by anybody: a client that copies a qube leaves it.
+            return Resolved(qube.properties[property_name], prop.mode is Mode.ONCE)
         return Resolved(self.default_value(qube.name, prop), True)
 
     def default_value(self, name: str, prop: Property) -> Value:

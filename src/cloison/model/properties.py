@@ -50,6 +50,8 @@ class Property:
     column: Callable[[Qube], Value] | None = None
     """Part of the qube's record rather than of its table of properties."""
     halted_only: bool = False
+    empty_resets: bool = False
+    """What a client got while there was no value, it may set again: that means the default."""
 
     @property
     def is_computed(self) -> bool:
@@ -74,9 +76,10 @@ Q = MACHINES
 def _row(name: str, kind: PropertyType, on: frozenset[Klass], doc: str, default: Value | Rule = None, *,
          parse: Parser | None = None, mode: Mode = Mode.RW, has_default: bool = True, inherited: bool = False,
          unit: str = "", column: Callable[[Qube], Value] | None = None,
-         halted_only: bool = False) -> Property:  # fmt: skip
+         halted_only: bool = False, empty_resets: bool = False) -> Property:  # fmt: skip
     parser = parse or _PARSERS[kind]
-    return Property(name, kind, on, doc, parser, mode, default, has_default, inherited, unit, column, halted_only)
+    return Property(name, kind, on, doc, parser, mode, default, has_default, inherited, unit, column, halted_only,
+                    empty_resets)  # fmt: skip
 
 
 def _computed(name: str, kind: PropertyType, on: frozenset[Klass], doc: str, default: Value | Rule) -> Property:
@@ -112,8 +115,10 @@ QUBE_PROPERTIES: Mapping[str, Property] = _tables(
     _row("netvm", VM, Q, "The qube through which this one reaches the network; none: no network.",
          lambda i, q: None if q.klass is T else i.setting("default_netvm")),
     _row("provides_network", BOOL, Q, "Whether other qubes may use this one as their netvm.", False),
-    _row("ip", STR, Q, "Address of this qube.", rule.ip, parse=addresses.parse_ip4),
-    _row("ip6", STR, Q, "IPv6 address of this qube.", rule.ip6, parse=values.optional(addresses.parse_ip6)),
+    _row("ip", STR, Q, "Address of this qube.", rule.ip, parse=values.optional(addresses.parse_ip4),
+         empty_resets=True),
+    _row("ip6", STR, Q, "IPv6 address of this qube.", rule.ip6, parse=values.optional(addresses.parse_ip6),
+         empty_resets=True),
     _row("mac", STR, Q, "Hardware address of the network card.", addresses.MAC, parse=values.parse_mac),
     _computed("gateway", STR, Q, "Address under which this qube's clients reach it.", rule.gateway("visible_ip")),
     _computed("gateway6", STR, Q, "IPv6 address under which this qube's clients reach it.",
