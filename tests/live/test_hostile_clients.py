@@ -108,8 +108,10 @@ def place(system: LiveSystem) -> Iterator[Place]:
         gate = get(EVIL, "visible_gateway")
         (gate_mac,) = {row["lladdr"] for row in cards if row["dst"] == gate}
         aim = Aim(
-            *(get(EVIL, each) for each in ("ip", "ip6", "mac")), *(get(GOOD, each) for each in ("ip", "ip6", "mac")),
-            gate, get(EVIL, "visible_gateway6"), gate_mac, OUT, WORLD, WORLD6,
+            ip=get(EVIL, "ip"), ip6=get(EVIL, "ip6"), mac=get(EVIL, "mac"),
+            other=get(GOOD, "ip"), other6=get(GOOD, "ip6"), other_mac=get(GOOD, "mac"),
+            gate=gate, gate6=get(EVIL, "visible_gateway6"), gate_mac=gate_mac,
+            netvm_out=OUT, world=WORLD, world6=WORLD6,
         )  # fmt: skip
         place = Place(system, peer, aim)
         for name in (EVIL, GOOD):

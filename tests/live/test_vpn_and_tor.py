@@ -64,7 +64,8 @@ UNIT = "[Service]\nUser=debian-tor\nExecStart=/usr/bin/python3 /run/stand-in\n"
 def documented(heading: str, beginning: str) -> str:
     """The block of the document's chapter that begins so."""
     chapter = DOCUMENT.read_text().partition(f"## {heading}\n")[2].partition("\n## ")[0]
-    (found,) = [text for text in re.findall(r"```\n(.*?)```", chapter, re.DOTALL) if text.startswith(beginning)]
+    blocks: list[str] = re.findall(r"```\n(.*?)```", chapter, re.DOTALL)
+    (found,) = [text for text in blocks if text.startswith(beginning)]
     return found
 
 
