@@ -82,7 +82,7 @@ class Door:
         now = asyncio.get_running_loop().time()
         service = _plain(view.service.partition("+")[0])
         target = _plain(view.target or view.requested_target or "@default")
-        if (told := self._board.add(Notice(kind, view.source, service, target, reason), now)) is not None:
+        if (told := self._board.add(Notice(kind, view.source, service, target, reason), now, view.owner)) is not None:
             self._show(told)
         self._plan()
 

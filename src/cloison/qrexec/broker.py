@@ -280,7 +280,7 @@ class Broker:
 
     def _deny(self, running: _Running, verdict: Deny) -> NoReturn:
         broken = verdict.cause is Cause.BROKEN_POLICY
-        if self._repeats.may_write(running.view.source):
+        if self._repeats.may_write(running.view.owner):
             self._record(running, "denied", reason=verdict.reason, cause=verdict.cause.value)
             if broken:
                 log.error("%s of %s is refused: %s", running.view.service, running.view.source, verdict.reason)
@@ -299,7 +299,7 @@ class Broker:
         """The verdict after the question, and the answer if there was one."""
         try:
             async with asyncio.timeout(self._limits.ask_timeout_s):
-                answer = await self._ask(ask, request, self._owners.find(running.view.source))
+                answer = await self._ask(ask, request, running.view.owner)
         except TimeoutError:
             return _unasked(ask, "nobody answered in time"), None
         except Refused as error:
@@ -421,7 +421,7 @@ class Broker:
     def _begin(self, source: QubeName, call: Call) -> _Running:
         service = call.service if call.service else f"command:{call.command[:200]}"
         view = CallView(self._next_id, source, call.target, service, "", call.user, "", CallState.DECIDING,
-                        self._clock())  # fmt: skip
+                        self._clock(), owner=self._owners.find(source))  # fmt: skip
         running = self._calls[self._next_id] = _Running(view)
         self._next_id += 1
         return running
@@ -452,8 +452,7 @@ class Broker:
 
     def _calls_of_owner(self, running: _Running) -> list[_Running]:
         """The calls that count together with this one, itself included."""
-        owner = self._owners.find(running.view.source)
-        return [other for other in self._calls.values() if self._owners.find(other.view.source) == owner]
+        return [other for other in self._calls.values() if other.view.owner == running.view.owner]
 
     def _fail(self, running: _Running, error: BaseException) -> None:
         """The last line of a call that never got a closing."""
@@ -465,7 +464,7 @@ class Broker:
             log.error("call %d of %s cannot be made: %s", running.view.id, running.view.source, error)
         if failed:
             self._record_end(running, "failed", reason=reason)
-        elif self._repeats.may_write(running.view.source):
+        elif self._repeats.may_write(running.view.owner):
             with contextlib.suppress(Refused):
                 self._record(running, "denied", reason=reason)
         notify = not isinstance(error, asyncio.CancelledError)

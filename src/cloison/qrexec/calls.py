@@ -34,6 +34,8 @@ class CallView:
     stdin_bytes: int = 0
     stdout_bytes: int = 0
     stderr_bytes: int = 0
+    owner: str = ""
+    """The qube that the call counts for: its source, or whose call made that disposable."""
 
 
 @dataclass(frozen=True)

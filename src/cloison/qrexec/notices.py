@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 10.0, 300.0
-GROUPS_PER_SOURCE = 5
+GROUPS_PER_OWNER = 5
 
 
 class Notice(NamedTuple):
@@ -38,14 +38,19 @@ class NoticeBoard:
     def __init__(self) -> None:
         self._groups: dict[tuple[str, str, str, str], _Group] = {}
 
-    def add(self, notice: Notice, now: float) -> Notice | None:
-        """What to tell now, if anything; the rest comes from ``take_due``."""
-        key = notice[:4]
+    def add(self, notice: Notice, now: float, owner: str = "") -> Notice | None:
+        """What to tell now, if anything; the rest comes from ``take_due``.
+
+        ``owner``: the qube whose account it goes on, if not its source's: one that makes a new disposable for each
+        call is told of like one that calls itself.
+        """
+        owner = owner or notice.source
+        key = (notice.kind, owner, notice.service, notice.target)
         if key not in self._groups:
-            mine = sum(1 for _, source, *_ in self._groups if source == notice.source)
-            if mine >= GROUPS_PER_SOURCE:
-                notice = notice._replace(service="", target="", reason="other calls")
-                key = notice[:4]
+            mine = sum(1 for _, theirs, *_ in self._groups if theirs == owner)
+            if mine >= GROUPS_PER_OWNER:
+                notice = notice._replace(source=owner, service="", target="", reason="other calls")
+                key = (notice.kind, owner, "", "")
         group = self._groups.get(key)
         if group is None:
             self._groups[key] = _Group(notice, 0, FIRST_PAUSE_S, now + FIRST_PAUSE_S)

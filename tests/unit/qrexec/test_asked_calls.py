@@ -12,6 +12,7 @@ from cloison.policy import PolicySource
 from cloison.policy.remember import Memory
 from cloison.policy.store import PolicyStore
 from cloison.qrexec.asking import DELAY_S, AskDesk
+from cloison.qrexec.pace import DENIAL_BURST
 from cloison.qrexec.prompts import PENDING_PER_OWNER
 from cloison.wire import Stream
 
@@ -192,3 +193,25 @@ async def test_a_no_of_the_policy_that_came_meanwhile_names_that_policy_and_its_
     last = house.audit.lines[-1]
     assert (last["event"], last["policy"]) == ("denied", house.policy.files.current().digest)
     assert str(last["rule"]).endswith("30-user.policy:2")
+
+
+async def test_refusals_of_disposables_are_recorded_at_the_pace_of_one_qube(house, front):
+    front.user.write_text(front.user.read_text().replace("@anyvm ask", "@anyvm deny"))
+    held = asyncio.Event()
+
+    async def hold(session) -> None:
+        await held.wait()
+        await session.exit(0)
+
+    house.qubes.services["test.Hold+"] = hold
+    evil = await house.qubes.start("evil")
+    await house.qubes.start("vault")
+    for _ in range(3):
+        await evil.call("@dispvm", "test.Hold")
+    agents = [house.qubes.agents[f"disp{number}"] for number in (1, 2, 3)]
+    calls = [agent.call("vault", "test.Echo") for agent in agents for _ in range(DENIAL_BURST)]
+    outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    assert all(isinstance(outcome, PermissionError) for outcome in outcomes)
+    lines = house.audit.events().count("denied")
+    assert lines < 2 * DENIAL_BURST, "three disposables have one qube's burst"
+    held.set()

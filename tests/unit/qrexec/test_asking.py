@@ -13,7 +13,7 @@ from cloison.policy import Ask, PolicySource, Request, SystemInfo, evaluate
 from cloison.policy.remember import CannotRemember, Memory
 from cloison.policy.store import PolicyStore
 from cloison.qrexec.asking import WAITING_PER_AGENT, AskDesk
-from cloison.qrexec.notices import GROUPS_PER_SOURCE, Notice, NoticeBoard
+from cloison.qrexec.notices import GROUPS_PER_OWNER, Notice, NoticeBoard
 from cloison.qrexec.ports import Answer
 from cloison.qrexec.prompts import PENDING, PENDING_PER_OWNER, QUESTION_BURST, PromptBook
 
@@ -385,10 +385,19 @@ def test_the_first_refusal_is_told_at_once_and_the_others_are_summed_up_ever_mor
 def test_who_varies_its_calls_is_told_of_in_one():
     board = NoticeBoard()
     told = [board.add(denied(service=f"x.{number}"), 0.0) for number in range(100)]
-    assert len([notice for notice in told if notice]) == GROUPS_PER_SOURCE + 1
-    assert told[GROUPS_PER_SOURCE] == Notice("denied", "evil", "", "", "other calls")
+    assert len([notice for notice in told if notice]) == GROUPS_PER_OWNER + 1
+    assert told[GROUPS_PER_OWNER] == Notice("denied", "evil", "", "", "other calls")
     (rest,) = board.take_due(10.0)
-    assert rest.calls == 100 - GROUPS_PER_SOURCE - 1 and rest.service == ""
+    assert rest.calls == 100 - GROUPS_PER_OWNER - 1 and rest.service == ""
+
+
+def test_a_qube_that_uses_up_disposables_is_told_of_like_one():
+    board = NoticeBoard()
+    told = [board.add(denied(source=f"disp{number}", service=f"x.{number % 7}"), 0.0, "evil") for number in range(100)]
+    seen = [notice for notice in told if notice]
+    assert len(seen) == GROUPS_PER_OWNER + 1 and seen[-1].source == "evil"
+    assert sum(notice.calls for notice in board.take_due(10.0)) == 100 - len(seen)
+    assert board.add(denied(source="good"), 10.0) == denied(source="good")
 
 
 def test_what_is_over_is_forgotten():
