@@ -20,6 +20,7 @@ from typing import Protocol
 
 MAX_FILE_BYTES = 16 * 1024 * 1024  # a thousand times the largest real policy file; a bound on memory, not on policies
 RACY_S = 0.05  # the kernel stamps files with its tick, at worst 10 ms: changes within one tick look alike
+PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EINTR, errno.EAGAIN})
 
 Stamp = tuple[int, int, int, int, int]
 
@@ -44,27 +45,31 @@ class Disk:
     def __init__(self) -> None:
         self._stamps: dict[Path, Stamp | None] = {}
         self._youngest_change_s = 0.0
+        self._is_shaky = False
 
     def list_names(self, directory: str) -> list[str]:
         self._note(directory)
-        with os.scandir(directory) as entries:
+        with self._remembering_shakiness(), os.scandir(directory) as entries:
             return [entry.name for entry in entries]
 
     def read_file(self, path: str) -> bytes | None:
         status = self._note(path)
         if status is not None and not stat.S_ISREG(status.st_mode):
             return None
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(descriptor, "rb") as opened:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                return None
-            content = opened.read(MAX_FILE_BYTES + 1)
+        with self._remembering_shakiness():
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            with open(descriptor, "rb") as opened:
+                if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                    return None
+                content = opened.read(MAX_FILE_BYTES + 1)
         if len(content) > MAX_FILE_BYTES:
             raise FileTooLarge(0, f"larger than {MAX_FILE_BYTES} bytes")
         return content
 
     def is_unchanged(self) -> bool:
         """Whether everything that was read is still what it was (one stat call for each file and directory)."""
+        if self._is_shaky:
+            return False
         for path, stamp in self._stamps.items():
             try:
                 status = path.stat()
@@ -79,6 +84,15 @@ class Disk:
     def is_settled(self) -> bool:
         """Whether all changes lie so far back that a further one is sure to have another stamp."""
         return abs(time.time() - self._youngest_change_s) > RACY_S
+
+    @contextmanager
+    def _remembering_shakiness(self) -> Iterator[None]:
+        """A failure that has nothing to do with the file may be over at the next look, and nothing would show it."""
+        try:
+            yield
+        except OSError as error:
+            self._is_shaky = self._is_shaky or error.errno in PASSING
+            raise
 
     def _note(self, path: str) -> os.stat_result | None:
         watched = Path(path)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import signal
@@ -51,6 +52,9 @@ _CALLS_PER_SECOND, _CALL_BURST = 200.0, 400
 """Pace of one qube's calls; above it they wait. An emulated guest makes some ten calls a second, with KVM some
 hundreds; the broker handles some thousands."""
 
+PASSING = frozenset({errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM})
+PASSING_PAUSE_S = 0.05
+"""An order that the kernel would not take for one of these reasons is given again."""
 MIN_PAUSE_S = 0.01
 """Wake up for a handful of packets, not for each."""
 
@@ -239,9 +243,18 @@ class RelayProcess:
             self._loop.remove_writer(self._control.fileno())
         except BlockingIOError:
             self._loop.add_writer(self._control.fileno(), self._write)
-        except OSError:
+        except OSError as error:
+            if error.errno in PASSING:
+                # Descriptors on their way count for the user: other relays, which may be captured, must read theirs.
+                self._loop.remove_writer(self._control.fileno())
+                self._loop.call_later(PASSING_PAUSE_S, self._write_again)
+                return
             # The relay is gone; what it said last is still to be read, and reading ends the link.
             self._loop.remove_writer(self._control.fileno())
+
+    def _write_again(self) -> None:
+        if not self._closed.done():
+            self._write()
 
     def _read(self) -> None:
         try:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import resource
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from cloison.policy import Allow, BrokenPolicy, Cause, Deny, PolicySource, Request, SystemInfo
+from cloison.policy import Allow, BrokenPolicy, Cause, Deny, PolicySet, PolicySource, Request, SystemInfo
+from cloison.policy.files import RACY_S
 
 Write = Callable[[str, str], Path]
 CALL = Request("work", "vault", "s", "+")
@@ -75,3 +78,17 @@ def test_nothing_is_read_again_while_nothing_changes(source: PolicySource, write
     path.touch()
     assert source.current() is policy
     assert policy.digest.startswith("sha256:")
+
+
+def test_a_failure_that_passes_does_not_outlast_its_reason(source: PolicySource, write: Write):
+    """No descriptor was left at the moment in which the files had changed: nobody will touch them again for that."""
+    write("policy.d/10-x.policy", "s * * * allow")
+    time.sleep(2 * RACY_S)
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, most[1]))
+        broken = source.current()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, most)
+    assert isinstance(broken, BrokenPolicy) and "Too many open files" in str(broken.error)
+    assert isinstance(source.current(), PolicySet)

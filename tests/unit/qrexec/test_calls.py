@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import random
 import signal
+import socket
 import time
 
 import pytest
@@ -424,3 +426,20 @@ async def test_a_relay_that_does_not_come_back_is_told_of_with_a_reason(house, c
     os.kill(link.first.pid, signal.SIGKILL)
     await house.until(lambda: "another one failed" in caplog.text)
     assert "another one failed: no answer" in caplog.text
+
+
+async def test_an_order_that_the_kernel_does_not_take_at_the_moment_is_given_again(house, monkeypatch):
+    caller = await house.qubes.start("work")
+    await house.qubes.start("vault")
+    send_fds, refused = socket.send_fds, []
+
+    def full(*arguments: object) -> int:
+        if len(refused) < 3:
+            refused.append(arguments)
+            raise OSError(errno.ETOOMANYREFS, "Too many references")
+        return send_fds(*arguments)
+
+    monkeypatch.setattr(socket, "send_fds", full)
+    call = await caller.call("vault", "test.Echo")
+    await call.write(Stream.STDIN, b"hello", end=True)
+    assert (await call.result())[1] == b"hello" and len(refused) == 3
