@@ -25,6 +25,14 @@ class Judged(NamedTuple):
     policy: str
 
 
+class _Loaded(NamedTuple):
+    """Replaced as one: threads ask too, and a new look at the files with an old policy would be a stale verdict."""
+
+    policy: PolicySet | BrokenPolicy
+    disk: Disk | None
+    is_settled: bool
+
+
 class PolicySource:
     """Watches by stat at each call (some tens of microseconds): a change counts from the next call on."""
 
@@ -32,22 +40,21 @@ class PolicySource:
         self.policy = policy
         self.runtime = runtime
         self.legacy = legacy
-        self._disk: Disk | None = None
-        self._settled = False
-        self._current: PolicySet | BrokenPolicy = BrokenPolicy(PolicyError("not read yet", file=str(policy)))
+        self._loaded = _Loaded(BrokenPolicy(PolicyError("not read yet", file=str(policy))), None, is_settled=False)
 
     def current(self) -> PolicySet | BrokenPolicy:
         """The policy as the files are now."""
         # Files that had changed just before they were read may change again and look the same: read them until they
         # have rested for a moment.
-        if self._disk is None or not self._settled or not self._disk.is_unchanged():
-            self._read()
-        return self._current
+        loaded = self._loaded
+        if loaded.disk is None or not loaded.is_settled or not loaded.disk.is_unchanged():
+            loaded = self._loaded = self._read()
+        return loaded.policy
 
     @property
     def digest(self) -> str:
         """Of the policy that was read last."""
-        return self._current.digest
+        return self._loaded.policy.digest
 
     def evaluate(self, system: SystemInfo, request: Request) -> Verdict:
         return evaluate(self.current(), system, request)
@@ -57,14 +64,14 @@ class PolicySource:
         policy = self.current()
         return Judged(evaluate(policy, system, request), policy.digest)
 
-    def _read(self) -> None:
+    def _read(self) -> _Loaded:
         disk = Disk()
         try:
             current: PolicySet | BrokenPolicy = load_from(disk, self.policy, self.runtime, legacy=self.legacy)
         except PolicyError as error:
             current = BrokenPolicy(error)
-        self._disk = disk
-        self._settled = disk.is_settled()
-        unchanged = isinstance(current, PolicySet) and isinstance(self._current, PolicySet)
-        if not (unchanged and current.digest == self._current.digest):  # keep what was worked out for the same policy
-            self._current = current
+        is_settled = disk.is_settled()
+        before = self._loaded.policy
+        if isinstance(current, PolicySet) and isinstance(before, PolicySet) and current.digest == before.digest:
+            current = before  # keep what was worked out for the same policy
+        return _Loaded(current, disk, is_settled)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cloison.policy import Allow, BrokenPolicy, Cause, Deny, PolicySet, PolicySource, Request, SystemInfo
-from cloison.policy.files import RACY_S
+from cloison.policy.files import RACY_S, Disk
 
 Write = Callable[[str, str], Path]
 CALL = Request("work", "vault", "s", "+")
@@ -92,3 +92,25 @@ def test_a_failure_that_passes_does_not_outlast_its_reason(source: PolicySource,
         resource.setrlimit(resource.RLIMIT_NOFILE, most)
     assert isinstance(broken, BrokenPolicy) and "Too many open files" in str(broken.error)
     assert isinstance(source.current(), PolicySet)
+
+
+def test_who_asks_while_the_files_are_read_gets_the_new_policy(
+    source: PolicySource, system: SystemInfo, write: Write, monkeypatch: pytest.MonkeyPatch
+):
+    """As a thread does that writes down an answer meanwhile."""
+    path = write("policy.d/10-x.policy", "s * * * allow")
+    time.sleep(2 * RACY_S)
+    assert isinstance(source.evaluate(system, CALL), Allow)
+    path.write_text("s * * * deny")
+    time.sleep(2 * RACY_S)
+    is_settled, meanwhile = Disk.is_settled, []
+
+    def ask_meanwhile(disk: Disk) -> bool:
+        if not meanwhile:
+            meanwhile.append(None)
+            meanwhile.append(source.evaluate(system, CALL))
+        return is_settled(disk)
+
+    monkeypatch.setattr(Disk, "is_settled", ask_meanwhile)
+    assert isinstance(source.evaluate(system, CALL), Deny)
+    assert isinstance(meanwhile[1], Deny)
