@@ -175,6 +175,11 @@ def test_rules_hold_at_once_are_counted_and_end_in_time(system: LiveSystem, chai
     system.cloison("firewall", "reset", "net-work")
 
 
+def test_a_disposables_first_command_finds_its_network(system: LiveSystem, chain: Peer) -> None:
+    system.cloison("prefs", "net-work", "template_for_dispvms", "True")
+    system.run("--dispvm=net-work", "ping", "-c", "1", "-W", "10", WORLD, user="root")
+
+
 def test_the_netvms_own_rules_bind_its_clients_too(system: LiveSystem, chain: Peer) -> None:
     system.cloison("firewall", "add", "net-wall", "drop", WORLD, "--before", "0")
     until_silent(system)

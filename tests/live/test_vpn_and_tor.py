@@ -120,9 +120,8 @@ class Way:
     def sending(self) -> Iterator[None]:
         """The app sends all the time, whatever it hears: pings, a datagram, a name's question, a connection."""
         program = (
-            "while true; do for t in {0} 198.51.100.99; do ping -c 1 -W 1 $t; done; ping -6 -c 1 -W 1 2001:db8::9; "
-            "echo x >/dev/udp/{0}/9; echo x >/dev/udp/{1}/53; timeout 1 bash -c 'echo x >/dev/tcp/{0}/80'; "
-            "sleep 0.5; done"
+            "while sleep 0.5; do for t in {0} 198.51.100.99 2001:db8::9; do ping -c 1 -W 1 $t; done; "
+            "echo x >/dev/udp/{0}/9; echo x >/dev/udp/{1}/53; timeout 1 bash -c 'echo x >/dev/tcp/{0}/80'; done"
         )
         app = self.system.start(
             "run", "--user", "root", APP, "--", "bash", "-c", program.format(BEHIND, RESOLVER),

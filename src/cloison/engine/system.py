@@ -55,6 +55,9 @@ log = logging.getLogger(__name__)
 
 RESIZE_TIMEOUT_S = 300.0
 """Growing a file system by hundreds of gigabytes takes an emulated guest minutes."""
+CABLE_WAIT_S = 10.0
+"""Longest wait of a call's new disposable for its network: a command that needs one at once finds it, and a netvm that
+is stuck does not hold up one that does not."""
 
 
 class Books(Protocol):
@@ -239,10 +242,8 @@ class System:
             self.seat(live, PowerState.RUNNING)
             self.books.say(QubeStarted(name, start_id))
             log.info("%s started (%s)", name, live.run.mode.value)
-        if call_owned:
-            self.own(self.cables.started(name), f"cable of {name}")
-        else:
-            await self.cables.started(name)
+        cable = self.own(self.cables.started(name), f"cable of {name}")
+        await asyncio.wait({cable}, timeout=CABLE_WAIT_S if call_owned else None)
 
     def _say_spawned(self, name: QubeName, start_id: str) -> None:
         for event in (QubeSpawnRequested(name, start_id), QubeSpawned(name, start_id)):

@@ -10,7 +10,9 @@ import pytest
 
 from cloison.engine.runs import Phase, StartMode
 from cloison.engine.start import Facts, launch
+from cloison.engine.system import NoCables, System
 from cloison.errors import BadRequest, CloisonError, NotNow
+from cloison.model.names import QubeName
 
 from .conftest import Bench
 
@@ -130,3 +132,38 @@ async def test_a_volume_that_cannot_be_opened_is_not_the_fork_points_fault(bench
         await launch(it.ground, facts)
     assert len(it.ground.forkpoints.complete()) == 1
     assert it.hypervisor.started == ["boot to freeze", "fork"]
+
+
+class _Bookkeeping:
+    def __init__(self, facts: Facts) -> None:
+        self._facts = facts
+
+    def facts(self, name: QubeName) -> Facts:
+        return self._facts
+
+    def say(self, event: object) -> None: ...
+
+
+class _SlowCables(NoCables):
+    def __init__(self) -> None:
+        self.asked, self.made = asyncio.Event(), asyncio.Event()
+
+    async def started(self, name: QubeName) -> None:
+        self.asked.set()
+        await self.made.wait()
+
+
+@pytest.mark.parametrize("is_stuck", [False, True])
+async def test_a_calls_disposable_is_there_once_its_cable_is_or_after_a_while(
+    bench: MakeBench, facts: Facts, monkeypatch: pytest.MonkeyPatch, is_stuck: bool
+) -> None:
+    monkeypatch.setattr("cloison.engine.system.CABLE_WAIT_S", 0.05 if is_stuck else 60)
+    system = System(bench().ground, _Bookkeeping(facts), on_committed=lambda name: None)  # type: ignore[arg-type]
+    system.cables = cables = _SlowCables()
+    starting = asyncio.create_task(system.start(facts.name, call_owned=True))
+    await asyncio.wait_for(cables.asked.wait(), 10)
+    assert not starting.done() and facts.name in system.running()
+    if not is_stuck:
+        cables.made.set()
+    await asyncio.wait_for(starting, 10)
+    await system.close()
