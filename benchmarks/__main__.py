@@ -18,6 +18,7 @@ from benchmarks.admin import measure_admin
 from benchmarks.auditing import measure_audit
 from benchmarks.bench import QUICK, Bench, Options
 from benchmarks.calling import measure_call, measure_copy, measure_stream
+from benchmarks.crowding import measure_clients
 from benchmarks.deciding import measure_policy
 from benchmarks.figures import Figure
 from benchmarks.listing import measure_list
@@ -40,6 +41,7 @@ ROWS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
     "policy": measure_policy,
     "audit": measure_audit,
     "network": measure_network,
+    "clients": measure_clients,
 }
 """In the order of the table. ``forks`` measures the daemon's memory as well."""
 
@@ -54,13 +56,14 @@ ROWS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
 @click.option("--burst", type=click.IntRange(1), help="Calls at once.")
 @click.option("--file-mib", type=click.IntRange(1), help="Size of the large file that is copied (full: 256).")
 @click.option("--files", type=click.IntRange(1, 400_000), help="Small files that are copied (full: 10000).")
+@click.option("--clients", type=click.IntRange(1, 60), help="Qubes behind one firewall.")
 @click.option("--forks", type=click.IntRange(1), help="Disposables at once.")
 def main(rows: tuple[str, ...], quick: bool, as_json: bool, **counts: int | None) -> None:
     """Measure this machine against plain QEMU, in one run.
 
-    ROWS: disposable preloaded app call stream copy memory forks list admin policy audit network. Without any: all. A
-    system is made for the run and removed afterwards; other systems on this machine are not touched, but what they do
-    falsifies the figures.
+    ROWS: disposable preloaded app call stream copy memory forks list admin policy audit network clients. Without any:
+    all. A system is made for the run and removed afterwards; other systems on this machine are not touched, but what
+    they do falsifies the figures.
     """
     console = Console(stderr=True, highlight=False)
     options = replace(QUICK if quick else Options(), **{k: v for k, v in counts.items() if v is not None})

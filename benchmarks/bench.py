@@ -33,6 +33,8 @@ class Options:
     """Machines on each side whose memory is compared."""
     forks: int = 20
     qubes: int = 100
+    clients: int = 50
+    """Of one firewall."""
     stream_mib: int = 128
     burst: int = 100
     """Calls at once."""
@@ -42,7 +44,9 @@ class Options:
     """Small files that are copied; the full comparison has 10 000."""
 
 
-QUICK = Options(repeat=5, calls=50, boots=1, idle=3, forks=20, qubes=100, stream_mib=32, file_mib=16, files=200)
+QUICK = Options(
+    repeat=5, calls=50, boots=1, idle=3, forks=20, qubes=100, clients=10, stream_mib=32, file_mib=16, files=200
+)
 
 
 @dataclass

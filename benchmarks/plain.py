@@ -65,8 +65,8 @@ class PlainPeer:
         )  # fmt: skip
 
     @contextmanager
-    def open_machine(self) -> Iterator[PlainMachine]:
-        """A machine that is starting; killed in the end."""
+    def open_machine(self, *, network: bool = False) -> Iterator[PlainMachine]:
+        """A machine that is starting; killed in the end. ``network``: with a card at QEMU's user networking."""
         with ExitStack() as stack:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cbp-", dir="/tmp")))
             overlay = directory / "root.qcow2"
@@ -74,7 +74,8 @@ class PlainPeer:
             making = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", base, "-F", "qcow2", str(overlay)]
             started = time.perf_counter()
             subprocess.run(making, check=True)
-            process = subprocess.Popen(self._command(directory, overlay), stdin=subprocess.DEVNULL)
+            card = ["-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net"] if network else []
+            process = subprocess.Popen([*self._command(directory, overlay), *card], stdin=subprocess.DEVNULL)
             stack.callback(process.wait)
             stack.callback(process.kill)
             yield PlainMachine(directory, process, started)

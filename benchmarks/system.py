@@ -76,17 +76,21 @@ class System:
                 self.client.do(calls.clone(first, name))
             yield
         finally:
-            known = {qube.name: qube.state for qube in self.client.do(calls.list_states())}
-            for name in names:
-                if known.get(name, "Halted") != "Halted":
-                    self.kill(name)
-            self.wait_halted()
-            for name in names:
-                if name in known:
-                    self.client.do(calls.remove(name))
+            self.remove(*names)
 
     def kill(self, name: str) -> None:
         self.client.do(calls.power("Kill", name))
+
+    def remove(self, *names: str) -> None:
+        """Whichever of these there are: killed, and gone afterwards."""
+        states = {qube.name: qube.state for qube in self.client.do(calls.list_states())}
+        there = [name for name in names if name in states]
+        for name in there:
+            if states[name] != "Halted":
+                self.kill(name)
+        self.wait_halted()
+        for name in there:
+            self.client.do(calls.remove(name))
 
     def number(self, qube: str, name: str) -> int:
         return int(self.client.do(calls.property_get(qube, name)).value or 0)
