@@ -26,11 +26,11 @@ def measure_clients(bench: Bench) -> Iterator[Figure]:
         system.client.do(calls.power("Start", WALL))
         bench.tell(f"starting all {count} at once")
         started = _at_once(names, lambda name: system.client.do(calls.power("Start", name)))
-        troubled = [row["name"] for row in system.client.do(calls.list_qubes([])) if row["network_trouble"]]
+        troubled = [row["network_trouble"] for row in system.client.do(calls.list_qubes([])) if row["network_trouble"]]
         yield Figure(
             f"{count} clients of one firewall started at once: until the last one's cable was open",
             Samples.of([max(started)], "s"), goal=Goal("all are open", lambda _, __: not troubled),
-            note=f"the first after {min(started):.1f} s; without a network: {len(troubled)}",
+            note=f"the first after {min(started):.1f} s; without a network: {len(troubled)} {troubled[:1]}",
         )  # fmt: skip
         bench.tell("rules")
         loaded = _at_once(names, lambda name: _change(system, name, [*RULES, "action=drop"]))

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from cloison.wire.firewall import Rule, RuleError, parse_rules
 from cloison.wire.network import Downlink, Downlinks
@@ -56,6 +56,14 @@ class _Client:
     """Sets of addresses that are in the kernel for it."""
 
 
+class _Wish(NamedTuple):
+    """Rules that dom0 wants for one link."""
+
+    interface: str
+    text: str
+    then: Then
+
+
 class Firewall:
     """What is in the kernel, and what waits to be."""
 
@@ -68,6 +76,7 @@ class Firewall:
         self._mark = int.from_bytes(os.urandom(3), "big") << 6
         self._resolver = Resolver(loop, self._name_changed)
         self._waiting: deque[Callable[[], None]] = deque()
+        self._wishes: list[_Wish] = []
         self._is_busy = False
 
     # -- what dom0 asks
@@ -81,8 +90,11 @@ class Firewall:
         self._queue(lambda: self._apply_links(downlinks, then))
 
     def load_rules(self, interface: str, text: str, then: Then) -> None:
-        """The rules of one link, in force once ``then`` is told so."""
-        self._queue(lambda: self._load_rules(interface, text, then))
+        """The rules of one link, in force once ``then`` is told so. Those of others that wait, too, come in with it:
+        each run of nft costs more than what it loads."""
+        wish = _Wish(interface, text, then)
+        self._wishes.append(wish)
+        self._queue(lambda: self._load_rules(wish))
 
     def read_counters(self, interface: str, first: int, answer: Callable[..., None]) -> None:
         """What each rule has decided: ``text`` is ``index:packets:bytes`` of rules from ``first`` on that were used,
@@ -150,27 +162,61 @@ class Firewall:
 
     # -- rules
 
-    def _load_rules(self, interface: str, text: str, then: Then) -> None:
-        client = self._clients.get(interface)
-        if client is None:
-            self._finish(then, f"there is no link {interface}")
+    def _load_rules(self, turn: _Wish) -> None:
+        if turn not in self._wishes:  # it came in with another
+            self._done()
             return
+        known = [wish for wish in self._wishes if wish is turn or wish.interface in self._clients]
+        self._wishes = [wish for wish in self._wishes if wish not in known]
+        loads = [load for wish in known if (load := self._prepare(wish)) is not None]
+        self._follow_names()
+        together = {id(client): client for client, _ in loads}
+
+        def ended(error: str) -> None:
+            if error:  # one's trouble shall not be the others'
+                self._load_one_by_one(loads)
+            else:
+                for _, tell in loads:
+                    tell("")
+                self._watch_clock()
+                self._done()
+
+        self._load(list(together.values()), "", ended)
+
+    def _prepare(self, wish: _Wish) -> tuple[_Client, Then] | None:
+        """The client with its new rules, and whom to tell how their loading ended (rules that cannot be read are none
+        at all, and told as a failure whatever comes)."""
+        client = self._clients.get(wish.interface)
+        if client is None:
+            wish.then(f"there is no link {wish.interface}")
+            return None
         why = ""
         try:
-            client.rules = tuple(rule for rule in parse_rules(text) if not rule.has_expired(time.time()))
+            client.rules = tuple(rule for rule in parse_rules(wish.text) if not rule.has_expired(time.time()))
         except RuleError as error:
             client.rules, why = (), str(error)
-        self._follow_names()
-        self._load([client], "", lambda error: self._rules_loaded(client, then, error or why))
+        return client, lambda error: wish.then(error or why)
 
-    def _rules_loaded(self, client: _Client, then: Then, error: str) -> None:
-        """What was in force before is not what dom0 wants any more: if its successor failed, the client is closed."""
-        if error and client.rules:
-            client.rules = ()
-            self._load([client], "", lambda _: self._finish(then, error))
-        else:
+    def _load_one_by_one(self, loads: list[tuple[_Client, Then]]) -> None:
+        if not loads:
             self._watch_clock()
-            self._finish(then, error)
+            self._done()
+            return
+        (client, tell), *others = loads
+
+        def ended(error: str) -> None:
+            if error and client.rules:
+                # What was in force before is not what dom0 wants any more: the client is closed.
+                client.rules = ()
+                self._load([client], "", lambda _: told(error))
+            else:
+                told(error)
+
+        def told(error: str) -> None:
+            tell(error)
+            self._load_one_by_one(others)
+
+        self._load([client], "", ended)
 
     def _load(self, clients: Sequence[_Client], text: str, then: Then) -> None:
         """Bring these clients' parts into the kernel after ``text``, all in one step."""

@@ -21,8 +21,9 @@ from cloison_agent.firewall import NFT, Firewall
 from cloison_agent.loop import READ
 from cloison_agent.netlink import Card, Netlink
 
-CARD_TIMEOUT_S = 20.0
-"""Longest wait for cards that dom0 has plugged in: an emulated guest on a busy computer takes a second or two."""
+CARD_TIMEOUT_S = 40.0
+"""Longest wait for cards that dom0 has plugged in: an emulated guest on a busy computer takes a second or two for each,
+and fifty may come at once."""
 UPLINK_NAME = "eth0"
 RESOLV_CONF = "/etc/resolv.conf"
 SYSCTL = "/proc/sys/net"
@@ -38,6 +39,8 @@ class Network:
         self._rules: dict[str, list[str]] = {}
         self._firewall: Firewall | None = None
         self.downlinks: dict[str, Downlink] = {}
+        self._set_up: dict[str, tuple[Card, Downlink, str, str]] = {}
+        """Of each link what it was set up from: that of many clients is not done again for each that comes."""
 
     def kernel(self) -> Netlink:
         if self._kernel is None:
@@ -73,12 +76,13 @@ class Network:
         self.downlinks = {link.interface: link for link in wanted.links}
         for interface in gone:
             self._rules.pop(interface, None)
+            self._set_up.pop(interface, None)
         self._take_down(gone)
 
         def found(cards: Mapping[str, Card]) -> None:
             for link in wanted.links:
                 if (card := cards.get(link.mac)) is not None:
-                    set_up_downlink(self.kernel(), card, link, wanted)
+                    self._set_up_link(card, link, wanted)
             _allow_forwarding(wanted)
             missing = " ".join(link.interface for link in wanted.links if link.mac not in cards)
             answer(missing=missing, closed=" ".join(self.firewall(agent).closed()))
@@ -90,6 +94,12 @@ class Network:
                 self._await_cards(agent, frozenset(link.mac for link in wanted.links), answer, found)
 
         self.firewall(agent).apply_links(wanted, filtered)
+
+    def _set_up_link(self, card: Card, link: Downlink, wanted: Downlinks) -> None:
+        name = link.interface
+        if self._set_up.get(name) != (card, link, wanted.gateway, wanted.gateway6):
+            set_up_downlink(self.kernel(), card, link, wanted)
+            self._set_up[name] = (card._replace(name=name, is_up=True), link, wanted.gateway, wanted.gateway6)
 
     def load_rules(self, agent: Agent, fields: Mapping[str, Any], answer: Answer) -> None:
         """``rules``: the last part's answer says that they are in force."""

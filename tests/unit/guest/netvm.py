@@ -185,6 +185,40 @@ def names(netvm: Netvm) -> dict[str, Any]:
     return result
 
 
+def together(netvm: Netvm) -> dict[str, Any]:
+    """Rules of many clients that come at once."""
+    runs: list[str] = []
+    start = netvm.firewall._start
+
+    def counting(argv: Any, stdin: str, ended: Any) -> int:
+        runs.append(stdin)
+        return start(argv, stdin, ended)
+
+    def ask(*wishes: tuple[str, str]) -> list[str]:
+        told: dict[int, str] = {}
+        runs.clear()
+        for number, (interface, text) in enumerate(wishes):
+            netvm.firewall.load_rules(interface, text, lambda why, n=number: told.update({n: why}))  # type: ignore[misc]
+        netvm.until(lambda: len(told) == len(wishes))
+        return [told[number] for number in range(len(wishes))]
+
+    netvm.firewall._start = counting  # type: ignore[method-assign]
+    drop, accept = "action=drop\n", "action=accept\n"
+    result: dict[str, Any] = {
+        "answers": ask(("vif1", drop), ("vif1", drop), ("vif2", drop), ("vif1", accept), ("vif9", accept)),
+        "runs": len(runs),
+        "the last one holds": "MARK" in netvm.listed("vif1") and "MARK" not in netvm.listed("vif2"),
+    }
+    third = SECOND._replace(interface="vif3", client_mac="nonsense")
+    netvm.links(LINK, SECOND, third, resolvers=("192.0.2.53",))
+    answers = ask(("vif1", drop), ("vif3", accept), ("vif2", accept), ("vif1", "action=perhaps\n"))
+    result["one that fails"] = [answer.partition(":")[0] for answer in answers]
+    result["does not spoil the others"] = "MARK" in netvm.listed("vif2") and "MARK" not in netvm.listed("vif1")
+    netvm.links(LINK, SECOND, resolvers=("192.0.2.53",))
+    netvm.firewall._start = start  # type: ignore[method-assign]
+    return result
+
+
 def scripts(netvm: Netvm) -> dict[str, Any]:
     """An agent that begins anew runs the user's scripts again, and lets nobody in before they ended well."""
     result: dict[str, Any] = {}
@@ -222,6 +256,7 @@ def main() -> None:
             "nonsense": netvm.rules("action=perhaps\n"),
             "after nonsense": netvm.listed(),
         }
+        result["together"] = together(netvm)
         end = time.time() + 1.2
         netvm.rules(f"action=accept expire={round(end)}\naction=drop\n")
         result["until it ends"] = "MARK" in netvm.listed()

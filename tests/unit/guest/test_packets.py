@@ -131,6 +131,16 @@ def test_the_agent_says_when_rules_are_in_and_why_not(netvm: dict[str, Any]) -> 
     assert netvm["no nft"].startswith("nft: ")
 
 
+def test_rules_that_come_together_are_loaded_together(netvm: dict[str, Any]) -> None:
+    assert netvm["together"] == {
+        "answers": ["", "", "", "", "there is no link vif9"],
+        "runs": 2,  # the first alone, then all that came meanwhile
+        "the last one holds": True,
+        "one that fails": ["", "nft", "", "firewall rule 1 ('action=perhaps')"],
+        "does not spoil the others": True,
+    }
+
+
 def test_the_users_scripts_run_before_the_first_client(netvm: dict[str, Any]) -> None:
     assert netvm["scripts"] == ["10-first", "user-script"]
 
