@@ -314,7 +314,7 @@ class Network:
                     live.machine.add_nic(Nic(UPLINK, cable.link, uplink.mac, uplink.mtu, near.fileno())),
                     peer.machine.add_nic(
                         Nic(cable.interface, cable.link, downlink_mac(qube), uplink.mtu, far.fileno(),
-                            Place.DOWNLINK, open=False)
+                            Place.BRIDGE, open=False)
                     ),
                 )  # fmt: skip
             except BaseException:

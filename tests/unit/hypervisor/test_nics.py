@@ -91,7 +91,7 @@ async def test_a_card_is_plugged_in_behind_its_cable() -> None:
 
 async def test_a_closed_card_is_closed_before_the_guest_can_see_it() -> None:
     qemu = Qemu()
-    await qemu.nics.add(Nic("vif4", "c0ffee", "fe:ff:ff:00:00:04", 65520, 7, Place.DOWNLINK, open=False))
+    await qemu.nics.add(Nic("vif4", "c0ffee", "fe:ff:ff:00:00:04", 65520, 7, Place.BRIDGE, open=False))
     assert qemu.said.index("set_link") < qemu.said.index("device_add")
     assert qemu.backends == {"net-c0ffee": False}
     await qemu.nics.open("vif4", open=True)
@@ -129,9 +129,9 @@ async def test_a_guest_that_keeps_its_card_has_a_cut_cable(monkeypatch: pytest.M
 async def test_a_netvm_has_a_place_for_more_than_fifty_clients_and_says_when_there_is_none_left() -> None:
     qemu = Qemu()
     for number in range(BRIDGES * len(BRIDGE_SLOTS)):
-        await qemu.nics.add(Nic(f"vif{number}", f"l{number}", "fe:ff:ff:00:00:04", 1500, 7, Place.DOWNLINK))
+        await qemu.nics.add(Nic(f"vif{number}", f"l{number}", "fe:ff:ff:00:00:04", 1500, 7, Place.BRIDGE))
     assert len({(bus, address) for bus, address, _ in qemu.devices.values()}) == len(qemu.devices) > 50
     with pytest.raises(BackendFailed, match="no free place"):
-        await qemu.nics.add(Nic("vif999", "l999", "fe:ff:ff:00:00:04", 1500, 7, Place.DOWNLINK))
+        await qemu.nics.add(Nic("vif999", "l999", "fe:ff:ff:00:00:04", 1500, 7, Place.BRIDGE))
     await qemu.nics.remove("vif7")
-    await qemu.nics.add(Nic("vif999", "l999", "fe:ff:ff:00:00:04", 1500, 7, Place.DOWNLINK))
+    await qemu.nics.add(Nic("vif999", "l999", "fe:ff:ff:00:00:04", 1500, 7, Place.BRIDGE))

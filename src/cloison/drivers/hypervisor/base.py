@@ -5,7 +5,7 @@ In: a machine's specification and its disks. Out: running machines. May import: 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -65,12 +65,12 @@ class Framing(Enum):
 
 
 class Place(Enum):
-    """Where in a machine a network card goes."""
+    """Where in a running machine another device goes."""
 
-    UPLINK = "uplink"
+    PORT = "port"
     """One of the few ports that each machine has for anything."""
-    DOWNLINK = "downlink"
-    """Behind the bridges that hold a netvm's cards for its clients."""
+    BRIDGE = "bridge"
+    """Behind the bridges that hold many: a netvm's cards for its clients, drives."""
 
 
 @dataclass(frozen=True)
@@ -85,10 +85,33 @@ class Nic:
     mtu: int
     descriptor: int
     """One end of a socket pair (or a connected socket). The machine gets a copy; the caller closes this one."""
-    place: Place = Place.UPLINK
+    place: Place = Place.PORT
     framing: Framing = Framing.PACKETS
     open: bool = True
     """False: nothing passes in either direction until ``open_nic``."""
+
+
+class DriveKind(Enum):
+    DISK = "disk"
+    DISC = "cdrom"
+    """A medium in a drive of its own, always read-only."""
+
+
+@dataclass(frozen=True)
+class Drive:
+    """A disk or a disc that comes and goes, beside the fixed disks."""
+
+    name: str
+    """Unique in the machine, lower-case letters and digits; the guest is told it too."""
+    kind: DriveKind
+    descriptor: int
+    """The opened image: for reading only, or for reading and writing. The machine gets a copy (which shares its locks);
+    the caller closes this one."""
+    read_only: bool
+    is_block_node: bool
+    """The descriptor is of a block device, not of a file."""
+    label: str
+    """Whatever the caller wants to find again: printable ASCII. ``Machine.drives`` tells it later."""
 
 
 @dataclass(frozen=True)
@@ -171,6 +194,24 @@ class Machine(Protocol):
         """Names of the plugged cards, and the links of their cables (empty: the cable is cut)."""
         ...
 
+    async def add_drive(self, drive: Drive) -> None:
+        """Plug a drive in; the guest finds it in its own time. BackendFailed: there is none, no place is free, or one
+        of that name is there."""
+        ...
+
+    async def remove_drive(self, name: str) -> None:
+        """Returns when the guest has let go of it and the image is closed. BackendFailed if the guest does not: it
+        stays. No error if there is no such drive."""
+        ...
+
+    async def drives(self) -> Mapping[str, str]:
+        """Names of the drives that are plugged in, and their labels."""
+        ...
+
+    def watch_drives(self, on_gone: Callable[[str], None]) -> None:
+        """``on_gone`` is told the name of each drive that the guest lets go of later than it was waited for."""
+        ...
+
     async def memory_kib(self) -> int:
         """Resident (proportional) memory of the machine's process."""
         ...
@@ -201,8 +242,9 @@ class Hypervisor(Protocol):
         ...
 
     async def boot(self, spec: MachineSpec, disks: tuple[Disk, ...], directory: Path, *, name: str,
-                   memory_file: Path | None = None) -> Machine:  # fmt: skip
-        """Start cold. ``directory`` (made by the caller, private) receives sockets and logs.
+                   memory_file: Path | None = None, drives: tuple[Drive, ...] = ()) -> Machine:  # fmt: skip
+        """Start cold. ``directory`` (made by the caller, private) receives sockets and logs. ``drives`` are there from
+        the start, so that firmware can boot from a disc.
 
         ``memory_file``: guest memory is this file, shared, so that the machine can be frozen later.
         """

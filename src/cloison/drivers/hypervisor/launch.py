@@ -17,7 +17,8 @@ from dataclasses import dataclass, replace
 from io import FileIO
 from pathlib import Path
 
-from cloison.drivers.hypervisor.base import Accelerator, Disk, MachineSpec
+from cloison.drivers.hypervisor.base import Accelerator, Disk, Drive, MachineSpec
+from cloison.drivers.hypervisor.drives import plan_arguments
 from cloison.drivers.hypervisor.jail import JailedFile, plan_jail
 from cloison.drivers.hypervisor.memory_door import MemoryDoor, hold_place
 from cloison.drivers.hypervisor.plan import (
@@ -78,6 +79,7 @@ def start_process(
     name: str,
     memory: Path | None = None,
     device_state: Path | None = None,
+    drives: tuple[Drive, ...] = (),
 ) -> Started:
     """Open what the machine needs, start it in its jail, give nothing else; all our copies are closed again.
 
@@ -92,10 +94,10 @@ def start_process(
             memory_fd = _open(memory, os.O_RDONLY, stack)
             door = stack.enter_context(MemoryDoor(memory_fd, MEMORY_PLACE.encode()))
         started = spawn_jailed(
-            plan_command(spec, host, disks, fds, start, name=name),
+            [*plan_command(spec, host, disks, fds, start, name=name), *plan_arguments(drives)],
             host.accelerator,
             files=_plan_files(spec, fds, start, memory),
-            inherited=_inherited(fds),
+            inherited=[*_inherited(fds), *(drive.descriptor for drive in drives)],
             door=door,
         )
         return replace(started, device_state_fd=fds.device_state)

@@ -14,14 +14,15 @@ import logging
 import os
 import socket
 import subprocess
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 
 from qemu.qmp import EventListener, ExecuteError, Message, QMPClient, QMPError, Runstate
 
-from cloison.drivers.hypervisor.base import Frozen, Nic, StopReason
+from cloison.drivers.hypervisor.base import Drive, Frozen, Nic, StopReason
 from cloison.drivers.hypervisor.console import ConsolePump
+from cloison.drivers.hypervisor.drives import Drives
 from cloison.drivers.hypervisor.launch import AGENT_SOCKET, CONSOLE_LOG, CONSOLE_PORT, CONSOLE_SOCKET, QMP_SOCKET
 from cloison.drivers.hypervisor.nics import Nics
 from cloison.drivers.hypervisor.process import ProcessWatch, read_boot_id
@@ -67,6 +68,7 @@ class QemuMachine:
         self._waits_for_room: asyncio.Task[None] | None = None
         self._end: asyncio.Task[StopReason] | None = None
         self._nics = Nics(name, self._execute, self._send_descriptor)
+        self._drives = Drives(name, self._execute, self._send_descriptor)
 
     @property
     def record(self) -> Mapping[str, str | int]:
@@ -174,6 +176,18 @@ class QemuMachine:
     async def nics(self) -> Mapping[str, str]:
         return await self._nics.all()
 
+    async def add_drive(self, drive: Drive) -> None:
+        await self._drives.add(drive)
+
+    async def remove_drive(self, name: str) -> None:
+        await self._drives.remove(name)
+
+    async def drives(self) -> Mapping[str, str]:
+        return await self._drives.all()
+
+    def watch_drives(self, on_gone: Callable[[str], None]) -> None:
+        self._drives.on_gone = on_gone
+
     async def memory_kib(self) -> int:
         return self._watch.memory_kib()
 
@@ -244,6 +258,7 @@ class QemuMachine:
                 self._reason = StopReason.GUEST_POWEROFF
             case "DEVICE_DELETED", {"device": device}:
                 self._nics.note_gone(device)
+                self._drives.note_gone(device)
         return False
 
     def _wait_for_room(self, details: Mapping[str, Any]) -> None:
@@ -288,7 +303,7 @@ class QemuMachine:
             raise QubeNotRunning(f"{self.name} ended during {command}") from error
 
     def _send_descriptor(self, fd: int) -> None:
-        """QEMU keeps a copy for the next command, which must take it (``getfd``)."""
+        """QEMU keeps a copy for the next command, which must take it (``getfd``, ``add-fd``)."""
         if self._qmp is None or self._watch.is_gone:
             raise QubeNotRunning(f"{self.name} is not running")
         try:

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from typing import Any
 
-from cloison.drivers.hypervisor.base import Framing, Nic, Place
-from cloison.drivers.hypervisor.plan import BRIDGE_SLOTS, BRIDGES, HOTPLUG_PORTS
+from cloison.drivers.hypervisor.base import Framing, Nic
+from cloison.drivers.hypervisor.places import find_free_place
 from cloison.errors import BackendFailed
 
 UNPLUG_TIMEOUT_S = 20.0
@@ -39,7 +39,7 @@ class Nics:
     async def add(self, nic: Nic) -> None:
         """See Machine.add_nic. Nothing half plugged stays."""
         async with self._turn:
-            bus, address = _free_place(await self._execute("query-pci", {}), nic.place, self._name)
+            bus, address = find_free_place(await self._execute("query-pci", {}), nic.place, self._name, "network card")
             cable = CABLE + nic.link
             self._send_descriptor(nic.descriptor)
             await self._execute("getfd", {"fdname": cable})
@@ -126,27 +126,3 @@ def _device(nic: Nic, cable: str, bus: str, address: str) -> dict[str, object]:
         "host_mtu": nic.mtu,
         "romfile": "",
     }
-
-
-def _free_place(buses: Any, place: Place, name: str) -> tuple[str, str]:
-    taken = set(_taken(buses))
-    for bus, slot in _places(place):
-        if (bus, slot) not in taken:
-            return bus, f"{slot:02x}.0"
-    raise BackendFailed(f"{name} has no free place for another network card")
-
-
-def _places(place: Place) -> Iterator[tuple[str, int]]:
-    match place:
-        case Place.UPLINK:
-            yield from ((f"port{index}", 0) for index in range(HOTPLUG_PORTS))
-        case Place.DOWNLINK:
-            yield from ((f"bridge{index}", slot) for index in range(BRIDGES) for slot in BRIDGE_SLOTS)
-
-
-def _taken(buses: Any) -> Iterator[tuple[str, int]]:
-    """Bus and slot of each device behind a port or bridge."""
-    for bus in buses:
-        for device in bus["devices"]:
-            for behind in device.get("pci_bridge", {}).get("devices", ()):
-                yield str(device["qdev_id"]), int(behind["slot"])

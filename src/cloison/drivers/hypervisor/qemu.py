@@ -14,7 +14,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from cloison.drivers.hypervisor import probe
-from cloison.drivers.hypervisor.base import Accelerator, Disk, Frozen, Machine, MachineSpec
+from cloison.drivers.hypervisor.base import Accelerator, Disk, Drive, Frozen, Machine, MachineSpec
 from cloison.drivers.hypervisor.launch import Started, start_process
 from cloison.drivers.hypervisor.machine import DRIVER, QemuMachine, end_leftover
 from cloison.drivers.hypervisor.plan import LAYOUT_VERSION, Descriptors, Host, Start, plan_command
@@ -50,12 +50,13 @@ class QemuHypervisor:
         return await asyncio.to_thread(self._digest_machine, spec, host)
 
     async def boot(self, spec: MachineSpec, disks: tuple[Disk, ...], directory: Path, *, name: str,
-                   memory_file: Path | None = None) -> Machine:  # fmt: skip
+                   memory_file: Path | None = None, drives: tuple[Drive, ...] = ()) -> Machine:  # fmt: skip
         start = Start.BOOT if memory_file is None else Start.BOOT_TO_FREEZE
         if memory_file is not None:
             _make_memory_file(memory_file, spec.memory_mib)
         key = "" if memory_file is None else await self.machine_key(spec)
-        return await self._start(spec, disks, directory, start, name=name, memory=memory_file, key=key)
+        return await self._start(spec, disks, directory, start, name=name, memory=memory_file, key=key,
+                                 drives=drives)  # fmt: skip
 
     async def fork(self, spec: MachineSpec, disks: tuple[Disk, ...], frozen: Frozen, directory: Path, *,
                    name: str) -> Machine:  # fmt: skip
@@ -108,11 +109,21 @@ class QemuHypervisor:
         memory: Path | None,
         key: str,
         device_state: Path | None = None,
+        drives: tuple[Drive, ...] = (),
     ) -> Machine:
         host = await self.host()
         starting = asyncio.create_task(
             asyncio.to_thread(
-                start_process, spec, host, disks, directory, start, name=name, memory=memory, device_state=device_state
+                start_process,
+                spec,
+                host,
+                disks,
+                directory,
+                start,
+                name=name,
+                memory=memory,
+                device_state=device_state,
+                drives=drives,
             )
         )
         try:
