@@ -153,6 +153,8 @@ class Templates:
         """Shut the template down if it runs and give its new revision a fork point; answers the revision."""
         if self._ledger.inventory.qube(template).klass is not Klass.TEMPLATE:
             raise BadRequest(f"{template} is not a template")
+        if (live := self._system.find_live(template)) is not None and live.run.on_trial:
+            raise NotNow(f"{template} is on trial", hint="`cloison update` of it runs; wait for its end")
         if self._system.is_running(template):
             progress("shutting the template down", 0.0)
             await self._system.shutdown(template, wait=True)

@@ -9,7 +9,7 @@ import pytest
 
 from cloison.drivers.state.sqlite import Store
 from cloison.engine.templates import Templates
-from cloison.errors import BadRequest
+from cloison.errors import BadRequest, NotNow
 from cloison.model.names import QubeName
 from cloison.model.qube import Host
 
@@ -53,6 +53,13 @@ async def test_after_a_commit_every_shape_that_had_a_fork_point_gets_one_again(
     await house.until(lambda: not templates._refreshing, "the refresh to end")
     rows = templates.forkpoints()
     assert {(row.point.vcpus, row.point.revision_id) for row in rows if row.point} == {(1, "r2"), (2, "r2")}
+
+
+async def test_what_is_on_trial_is_not_committed(house: House, templates: Templates) -> None:
+    await house.system.start(DEBIAN, on_trial=True)
+    with pytest.raises(NotNow, match="on trial"):
+        await templates.commit(DEBIAN, lambda step, done: None)
+    assert house.system.is_running(DEBIAN)
 
 
 async def test_dropping_what_is_not_there_says_so(house: House, templates: Templates) -> None:
