@@ -1,7 +1,7 @@
 """The far side of a test's network: a machine of Python at the end of a ``join`` socket.
 
-It answers ARP, neighbour solicitations, pings and TCP for every address it is asked for, and remembers every packet it
-was sent.
+It answers ARP, neighbour solicitations, pings, TCP and questions for names at every address it is asked for, and
+remembers every packet it was sent.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +20,7 @@ HELLO = b"hello from the world"
 _ARP, _IP4, _IP6 = b"\x08\x06", b"\x08\x00", b"\x86\xdd"
 _ICMP, _TCP, UDP, _ICMP6 = 1, 6, 17, 58
 _ECHO, _ECHO6, _SOLICIT, _ADVERTISE = 8, 128, 135, 136
+_DNS = 53
 _FIN, _SYN, _RST, _PSH, _ACK = 1, 2, 4, 8, 16
 
 
@@ -29,6 +30,8 @@ class Peer:
     def __init__(self, path: Path, take: Callable[[bytes], None] | None = None) -> None:
         self.path = path
         self.frames: list[bytes] = []
+        self.names: dict[str, tuple[str, ...]] = {}
+        """IPv4 addresses by name, for a second; other names have none."""
         self._take = take or self.answer
         self._port: socket.socket | None = None
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -54,7 +57,7 @@ class Peer:
         return [ends(frame) for frame in list(self.frames) if frame[12:14] == _IP6]
 
     def answer(self, frame: bytes) -> None:
-        if (answer := answer_to(frame)) is not None:
+        if (answer := answer_to(frame, self.names)) is not None:
             self.send(answer)
 
     def send(self, frame: bytes) -> None:
@@ -87,14 +90,17 @@ def ends(frame: bytes) -> tuple[str, str]:
     return socket.inet_ntop(socket.AF_INET6, frame[22:38]), socket.inet_ntop(socket.AF_INET6, frame[38:54])
 
 
-def answer_to(frame: bytes) -> bytes | None:
-    """A reply to an ARP request, a neighbour solicitation, an echo request or a TCP segment, if the frame is one."""
+def answer_to(frame: bytes, names: Mapping[str, tuple[str, ...]]) -> bytes | None:
+    """A reply to an ARP request, a neighbour solicitation, an echo request, a TCP segment or a question for a name, if
+    the frame is one."""
     sender = frame[6:12]
     if frame[12:14] == _ARP and frame[20:22] == b"\0\1":
         return sender + MAC + frame[12:20] + b"\0\2" + MAC + frame[38:42] + frame[22:32]
     if frame[12:14] == _IP4 and frame[14] == 0x45:
         source, target, proto = frame[26:30], frame[30:34], frame[23]
         body = frame[34 : 14 + int.from_bytes(frame[16:18], "big")]
+        if proto == UDP and (said := _answer_name(body, names)) is not None:
+            return sender + MAC + _IP4 + ip4(target, source, proto, said)
         if (said := _answer_within(proto, body, target, source)) is not None:
             return sender + MAC + _IP4 + ip4(target, source, proto, said)
     if frame[12:14] == _IP6:
@@ -118,6 +124,24 @@ def _answer_within(proto: int, body: bytes, own: bytes, other: bytes) -> bytes |
     if proto == _TCP and (said := _answer_tcp(body)) is not None:
         return _summed(said, 16, own, other, proto)
     return None
+
+
+def _answer_name(datagram: bytes, names: Mapping[str, tuple[str, ...]]) -> bytes | None:
+    source, target = struct.unpack_from("!HH", datagram)
+    if target != _DNS or len(datagram) < 8 + 17:
+        return None
+    question, at, labels = datagram[8:], 12, []
+    while length := question[at]:
+        labels.append(question[at + 1 : at + 1 + length].decode().lower())
+        at += 1 + length
+    is_for_ip4 = question[at + 1 : at + 3] == b"\0\1"
+    records = [
+        struct.pack("!HHHIH4s", 0xC00C, 1, 1, 1, 4, socket.inet_aton(address))
+        for address in (names.get(".".join(labels), ()) if is_for_ip4 else ())
+    ]
+    said = question[:2] + struct.pack("!HHHHH", 0x8180, 1, len(records), 0, 0) + question[12 : at + 5]
+    said += b"".join(records)
+    return struct.pack("!HHHH", target, source, 8 + len(said), 0) + said
 
 
 def _answer_tcp(segment: bytes) -> bytes | None:

@@ -9,7 +9,7 @@ import json
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
@@ -17,6 +17,7 @@ from tests.live.peer import HELLO, Peer
 from tests.unit.guest import frames as f
 from tests.unit.guest.attacks import Aim, attacks
 
+from cloison.client import Client, Refused, calls
 from cloison.wire.nftables import link_local
 
 if TYPE_CHECKING:
@@ -107,12 +108,10 @@ def place(system: LiveSystem) -> Iterator[Place]:
         cards = json.loads(system.run(EVIL, "ip", "-j", "neigh", user="root").stdout)
         gate = get(EVIL, "visible_gateway")
         (gate_mac,) = {row["lladdr"] for row in cards if row["dst"] == gate}
-        aim = Aim(
-            ip=get(EVIL, "ip"), ip6=get(EVIL, "ip6"), mac=get(EVIL, "mac"),
-            other=get(GOOD, "ip"), other6=get(GOOD, "ip6"), other_mac=get(GOOD, "mac"),
-            gate=gate, gate6=get(EVIL, "visible_gateway6"), gate_mac=gate_mac,
-            netvm_out=OUT, world=WORLD, world6=WORLD6,
-        )  # fmt: skip
+        ip, ip6, mac = (get(EVIL, each) for each in ("ip", "ip6", "mac"))
+        other, other6, other_mac = (get(GOOD, each) for each in ("ip", "ip6", "mac"))
+        gate6 = get(EVIL, "visible_gateway6")
+        aim = Aim(ip, ip6, mac, other, other6, other_mac, gate, gate6, gate_mac, OUT, WORLD, WORLD6)
         place = Place(system, peer, aim)
         for name in (EVIL, GOOD):
             place.wait_for_answer(name)
@@ -226,6 +225,42 @@ def test_a_flood_leaves_the_other_client_its_network(place: Place) -> None:
         flood.kill()
         flood.wait()
         place.system.run(EVIL, "pkill", "ping", user="root", expect=None)
+
+
+def test_as_many_rules_as_a_request_holds_are_in_force_in_order(place: Place) -> None:
+    last, accept = "198.51.100.82", "action=accept proto=tcp dst4=192.0.2.{}/32 dstports=443-443"
+    rules = [accept.format(number % 256) for number in range(1000)]
+    client = Client(place.system.layout)
+    client.do(calls.firewall_set(EVIL, [*rules, f"action=drop dst4={last}/32", "action=accept"]))
+    deadline = time.monotonic() + LIMIT_S
+    while place.answers(EVIL, last):
+        assert time.monotonic() < deadline, "the last but one rule does not hold"
+    assert place.answers(EVIL, WORLD)
+    with pytest.raises(Refused):
+        client.do(calls.firewall_set(EVIL, [*rules * 10, "action=drop"]))
+    assert place.answers(EVIL, WORLD), "rules that were refused are in force"
+    place.system.cloison("firewall", "reset", EVIL)
+
+
+def test_clients_that_come_at_once_are_all_let_in(place: Place) -> None:
+    names = [f"hc-{number}" for number in range(3)]
+    client = Client(place.system.layout)
+    try:
+        for name in names:
+            client.do(calls.clone(GOOD, name))
+        starting = [place.system.start("start", name) for name in names]
+        assert [one.wait(LIMIT_S * 2) for one in starting] == [0] * len(names)
+        for name in names:
+            place.wait_for_answer(name)
+        rows = {row["name"]: row for row in place.system.json("list")}
+        assert not any(rows[name]["network_trouble"] for name in (*names, EVIL, GOOD))
+        others = [place.system.cloison("prefs", name, "ip").stdout.decode().strip() for name in names]
+        assert len(set(others)) == len(names) and not place.answers(names[0], others[1], "-W", "1")
+    finally:
+        for name in names:
+            with suppress(Refused):
+                client.do(calls.power("Kill", name))
+            client.do(calls.remove(name))
 
 
 def test_a_rule_that_ends_ends_an_open_connection(place: Place) -> None:

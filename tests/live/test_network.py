@@ -72,10 +72,10 @@ def cards(system: LiveSystem, qube: str) -> list[str]:
 
 
 @contextmanager
-def sending(system: LiveSystem, target: str) -> Iterator[None]:
+def sending(system: LiveSystem, target: str, *options: str) -> Iterator[None]:
     """net-work sends to an address without pause (no deadline: with one, ping would end at the first refusal)."""
     flood = system.start(
-        "run", "--user", "root", "net-work", "--", "ping", "-i", "0.05", "-W", "1", "-c", "9999", target,
+        "run", "--user", "root", "net-work", "--", "ping", "-i", "0.05", "-W", "1", "-c", "9999", *options, target,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
@@ -119,7 +119,7 @@ def test_a_netvm_is_changed_and_taken_away_while_the_qube_runs(system: LiveSyste
 
 
 def test_a_killed_netvm_finds_its_clients_again_and_nothing_leaks_meanwhile(system: LiveSystem, chain: Peer) -> None:
-    with sending(system, "198.51.100.2"):
+    with sending(system, "198.51.100.2", "-i", "0.005", "-s", "1400"):
         system.cloison("kill", "net-wall")
         time.sleep(0.3)
         before = len(chain.frames)
@@ -173,6 +173,24 @@ def test_rules_hold_at_once_are_counted_and_end_in_time(system: LiveSystem, chai
     until_silent(system)
     wait_for_answer(system)
     system.cloison("firewall", "reset", "net-work")
+
+
+def test_a_rule_with_a_name_follows_its_addresses_but_not_inside(system: LiveSystem, chain: Peer) -> None:
+    here, there, name = "9.9.9.9", "9.9.9.10", "moving.example"
+    chain.names[name] = (here, WORLD)
+    system.cloison("firewall", "add", "net-work", "drop", "--before", "0")
+    for words in (("dns",), (name, "icmp")):
+        system.cloison("firewall", "add", "net-work", "accept", *words, "--before", "0")
+    wait_for_answer(system, here)
+    assert here.encode() in system.run("net-work", "getent", "ahostsv4", name).stdout
+    assert ("10.139.2.2", "10.139.2.3") in chain.packets(), "nobody asked the resolver of the way out"
+    assert not ping(system, WORLD), "a name opened an address inside"
+    assert not ping(system, there)
+    chain.names[name] = (there,)
+    wait_for_answer(system, there)
+    assert not ping(system, here)
+    system.cloison("firewall", "reset", "net-work")
+    wait_for_answer(system)
 
 
 def test_a_disposables_first_command_finds_its_network(system: LiveSystem, chain: Peer) -> None:
