@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from cloison.admin.contracts import ALWAYS, CHANGING, CONTRACTS, GUARDED
 from cloison.admin.dispatch import METHODS
 from cloison.admin.methods import Dest, Method, Need, Scope
 from cloison.model.classes import MACHINES, Klass
@@ -46,6 +47,12 @@ _MISSING = (
     ("admin.vm.volume.Set.revisions_to_keep with -1", "QubesValueError",
      "a template and what is based on it can always run together, so snapshots cannot be switched off"),
     ("admin.vm.CreateDisposable+preload", "accepted, nothing happens", "the daemon fills the stock by itself"),
+    ("qubesd.internal.sock, qubesd.misc.sock", "not there",
+     "internal methods are on the one socket, for dom0 alone; what guests send of themselves comes through the broker"),
+    ("creating a qube under a taken name", "QubesVMAlreadyExistsError, also to a qube that may not know that one",
+     "names are unique in the system; nothing else is told"),
+    ("import, clear and clone of a volume", "no revision of what was there before",
+     "the new content is made beside the old one and takes its place in one step; revisions are made by clean stops"),
     ("unknown volume, pool or pool driver", "StoragePoolException", "PermissionDenied crashes the stock tools"),
     ("shrinking a volume", "QubesValueError", "data at its end would be lost"),
 )  # fmt: skip
@@ -64,8 +71,18 @@ def methods_page() -> str:
             "`METHOD+ARGUMENT SOURCE name DESTINATION`, a NUL byte, the payload, end-of-file; at most 65 536 bytes.",
             "The answer is `0 NUL data`, or `2 NUL type NUL NUL text NUL`; streams are `1 NUL subject NUL event NUL",
             "(key NUL value NUL)* NUL` records. Bytes that are no request are answered with nothing.",
-            "Qubes reach the same methods through their calls to dom0, if the policy allows; the last column names the",
-            "policy include file that a rule for the method belongs to.",
+            "By default only dom0 (programs of this user, on the socket) may call any of them. Qubes reach the same",
+            "methods through their calls to dom0, if the policy allows; the last column names the policy include file",
+            "that a rule for the method belongs to.",
+            "",
+            "Besides the errors of its row a method may answer",
+            f"{_listed(ALWAYS)}",
+            "(the form of the request, a qube that does not exist, a value that cannot be, a fault inside),",
+            f"one that changes something {_listed(CHANGING)} (the disk, the machine or the guest failed, or the state",
+            f"forbids it), and one that is dom0's own {_listed(GUARDED)} to anybody else.",
+            "An empty answer is success. Events are named without what",
+            "follows their colon (`property-set:NAME`); properties that follow from what was changed are told by",
+            "`property-reset:NAME`, on whatever qube they show. Columns are checked by the tests, not by hand.",
             "",
             "## From qubes",
             "",
@@ -97,14 +114,31 @@ def methods_page() -> str:
     )
 
 
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names))
+
+
 def _method_table(rows: Iterable[Method]) -> list[str]:
     return _table(
-        ("method", "to", "argument", "payload", "what it does", "policy include"),
+        ("method", "to", "argument", "payload", "what it does", "answer", "errors", "events", "policy include"),
         (
-            (f"`{row.name}`", _DEST[row.dest], _NEED[row.arg], _NEED[row.payload], row.doc, INCLUDES[row.scope])
+            (
+                f"`{row.name}`",
+                _DEST[row.dest],
+                _NEED[row.arg],
+                _NEED[row.payload],
+                row.doc,
+                *_contract(row.name),
+                INCLUDES[row.scope],
+            )
             for row in sorted(rows, key=lambda row: row.name)
         ),
     )
+
+
+def _contract(method: str) -> tuple[str, str, str]:
+    found = CONTRACTS[method]
+    return found.answer, ", ".join(sorted(found.errors)), ", ".join(found.events)
 
 
 def properties_page() -> str:

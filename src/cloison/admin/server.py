@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import re
+import resource
 import select
 import socket
 import struct
@@ -25,7 +26,8 @@ log = logging.getLogger(__name__)
 REQUEST_TIMEOUT_S = 30.0
 """A request comes whole within this time, or not at all: local programs need milliseconds."""
 MAX_CONNECTIONS = 4096
-"""Open at once; each holds a request of at most 64 KiB while it is read."""
+"""Open at once, and at most half of the files that this process may open; each holds a request of at most 64 KiB while
+it is read."""
 LISTEN_BACKLOG = 256
 UPLOAD_CHUNK_BYTES = 1 << 20
 IDLE_CHECK_S = 2.0
@@ -39,6 +41,7 @@ class AdminServer:
         self._admin = admin
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._most = min(MAX_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
 
     async def start(self) -> None:
         """Listen. An old socket file is replaced: the system's lock, which the caller holds, says it is nobody's."""
@@ -79,7 +82,7 @@ class AdminServer:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if len(self._tasks) >= MAX_CONNECTIONS or not _is_ours(writer):
+        if len(self._tasks) >= self._most or not _is_ours(writer):
             log.warning("a connection was refused: %s", "too many" if _is_ours(writer) else "another user")
             writer.transport.abort()
             return

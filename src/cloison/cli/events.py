@@ -19,14 +19,17 @@ from cloison.client.framing import Event, printable
     ("cloison events work", "only what happens to one qube"),
     ("cloison events --only 'domain-*' --json", "one JSON object per line"),
     ("cloison events --until domain-shutdown work", "wait until it is off"),
+    ("cloison events --stats --json", "what running qubes use"),
 ))  # fmt: skip
 @click.argument("qube", required=False, type=QUBE)
 @click.option("--only", "patterns", multiple=True, metavar="PATTERN", help="Only events of this name (with * and ?).")
 @click.option("--until", "last", metavar="PATTERN", help="End after the first event of this name.")
+@click.option("--stats", is_flag=True, help="Memory and processor time of running qubes instead, every few seconds.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per line.")
-def COMMAND(session: Session, qube: str | None, patterns: tuple[str, ...], last: str | None, as_json: bool) -> None:
+def COMMAND(session: Session, qube: str | None, patterns: tuple[str, ...], last: str | None, stats: bool,
+            as_json: bool) -> None:  # fmt: skip
     """Show what happens, as it happens."""
-    for event in session.client.events(qube or "dom0"):
+    for event in session.client.events(qube or "dom0", method="admin.vm.Stats" if stats else "admin.Events"):
         is_last = last is not None and fnmatch.fnmatchcase(event.name, last)
         if is_last or not patterns or any(fnmatch.fnmatchcase(event.name, pattern) for pattern in patterns):
             _show(session, event, as_json)

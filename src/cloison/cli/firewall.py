@@ -200,6 +200,13 @@ def find_same(rules: Sequence[Rule], wanted: Rule) -> int:
     raise BadRequest(f"there is no rule `{wanted}`", hint="`cloison firewall list QUBE` shows them with numbers")
 
 
+@subcommand(COMMAND, "reload", examples=(("cloison firewall reload work", "its netvm loads the rules again"),))
+@QUBE_ARGUMENT
+def reload_rules(session: Session, qube: str) -> None:
+    """Have the rules put in force again, with the addresses that names have now."""
+    session.do(calls.firewall_reload(qube))
+
+
 @subcommand(COMMAND, "reset", examples=(("cloison firewall reset work", "it may reach everything again"),))
 @QUBE_ARGUMENT
 @dry_run_option

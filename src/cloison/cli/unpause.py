@@ -15,11 +15,12 @@ from cloison.client import calls
 @qubes_argument
 @all_option
 def COMMAND(session: Session, qubes: tuple[str, ...], everything: bool, exclude: tuple[str, ...]) -> None:
-    """Let paused qubes go on."""
+    """Let paused or suspended qubes go on."""
     names = chosen(session, qubes, everything, exclude, frozenset({"Paused", "Suspended"}))
 
     def unpause(qube: str) -> None:
-        session.do(calls.power("Unpause", qube))
+        suspended = session.do(calls.state_of(qube)).state == "Suspended"
+        session.do(calls.power("Resume" if suspended else "Unpause", qube))
         session.say(f"{session.palette.bold(qube)} is running")
 
     at_once(session, names, unpause)

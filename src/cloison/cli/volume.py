@@ -142,6 +142,27 @@ def revert(session: Session, volume: tuple[str, str], revision: str | None, *, y
     session.say(f"{shown} is as it was at {revision}")
 
 
+@subcommand(COMMAND, "clear", examples=(("cloison volume clear lab:private", "an empty home, of the same size"),))
+@VOLUME_ARGUMENT
+@yes_option
+def clear_volume(session: Session, volume: tuple[str, str], yes: bool) -> None:
+    """Empty a volume of a halted qube, for ever."""
+    shown = ":".join(volume)
+    session.confirm(f"Destroy all data in {shown}?", assume_yes=yes)
+    session.wait(calls.volume_clear(*volume), f"emptying {shown}")
+
+
+@subcommand(COMMAND, "clone", examples=(("cloison volume clone work:private lab:private", "lab gets work's data"),))
+@click.argument("source", type=VOLUME, metavar="QUBE:VOLUME")
+@click.argument("volume", type=VOLUME, metavar="QUBE:VOLUME")
+@yes_option
+def clone_volume(session: Session, source: tuple[str, str], volume: tuple[str, str], yes: bool) -> None:
+    """Replace the content of a volume of a halted qube by a copy of another's; the present one is lost."""
+    session.confirm(f"Replace the content of {':'.join(volume)}?", assume_yes=yes)
+    token = session.do(calls.volume_clone_from(*source))
+    session.wait(calls.volume_clone_to(*volume, token), f"copying {':'.join(source)}")
+
+
 @subcommand(COMMAND, "config", examples=(("cloison volume config work:private revisions_to_keep 3", "keep three"),))
 @VOLUME_ARGUMENT
 @click.argument("option", type=click.Choice(["revisions_to_keep", "rw", "ephemeral"]))

@@ -39,9 +39,10 @@ class AsyncClient:
             raise OutcomeUnknown(f"{call.what}: no answer within {timeout_s} s") from None
         return call.read(reader.finish())
 
-    async def events(self, dest: str = "dom0", *, reconnect: bool = True) -> AsyncIterator[Event]:
+    async def events(self, dest: str = "dom0", *, reconnect: bool = True,
+               method: str = "admin.Events") -> AsyncIterator[Event]:  # fmt: skip
         """Every event, for ever; as ``Client.events``."""
-        call: Call[bytes] = Call("admin.Events", dest, parse=bytes)
+        call: Call[bytes] = Call(method, dest, parse=bytes)
         while True:
             reader = AnswerReader(call.what)
             try:

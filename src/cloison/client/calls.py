@@ -347,6 +347,19 @@ def volume_resize(qube: str, volume: str, size_bytes: int) -> Call[None]:
     return Call("admin.vm.volume.Resize", qube, volume, str(size_bytes).encode())
 
 
+def volume_clear(qube: str, volume: str) -> Call[None]:
+    return Call("admin.vm.volume.Clear", qube, volume)
+
+
+def volume_clone_from(qube: str, volume: str) -> Call[str]:
+    """A token for one ``volume_clone_to``."""
+    return Call("admin.vm.volume.CloneFrom", qube, volume, parse=_text)
+
+
+def volume_clone_to(qube: str, volume: str, token: str) -> Call[None]:
+    return Call("admin.vm.volume.CloneTo", qube, volume, token.encode())
+
+
 def volume_set(qube: str, volume: str, option: str, value: str) -> Call[None]:
     return Call(f"admin.vm.volume.Set.{option}", qube, volume, value.encode())
 

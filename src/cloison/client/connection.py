@@ -50,12 +50,14 @@ class Client:
                 on_event(event)
         return call.read(reader.finish())
 
-    def events(self, dest: str = "dom0", *, reconnect: bool = True) -> Iterator[Event]:
+    def events(self, dest: str = "dom0", *, reconnect: bool = True,
+               method: str = "admin.Events") -> Iterator[Event]:  # fmt: skip
         """Every event of the system (or of one qube), for ever; after a lost connection again, one second later.
 
-        Each connection begins with ``connection-established``: what was cached before it is stale.
+        Each connection begins with ``connection-established``: what was cached before it is stale. ``method``: another
+        stream, as ``admin.vm.Stats``.
         """
-        call: Call[bytes] = Call("admin.Events", dest, parse=bytes)
+        call: Call[bytes] = Call(method, dest, parse=bytes)
         while True:
             reader = AnswerReader(call.what)
             try:

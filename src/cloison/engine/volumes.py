@@ -177,8 +177,8 @@ class Volumes:
             log.error("volume %s of pool %s could not be removed: %s", vid, pool_name, reasons[pool_name, vid])
 
     async def sweep(self) -> None:
-        """Finish what an earlier daemon began: doomed volumes go, missing throw-away volumes are made again, and what
-        was resized is recorded with its size."""
+        """Finish what an earlier daemon began: doomed volumes go, missing throw-away volumes are made again, records
+        and volumes say the same of sizes and revisions."""
         await self.remove_doomed(self._ledger.store.doomed_volumes())
         inventory = self._ledger.inventory
         there = {name: set(await self.pool(name).volumes()) for name in inventory.pools if self._is_usable(name)}
@@ -193,11 +193,14 @@ class Volumes:
         for qube in inventory:
             for volume in qube.volumes.values():
                 if volume.kind is VolumeKind.KEPT and volume.vid in there.get(volume.pool, ()):
-                    await self._finish_resize(qube.name, volume)
+                    await self._finish_changes(qube.name, volume)
 
-    async def _finish_resize(self, name: QubeName, volume: Volume) -> None:
+    async def _finish_changes(self, name: QubeName, volume: Volume) -> None:
+        """A volume is resized before its record is, and keeps as many revisions as its record says since before."""
+        pool = self.pool(volume.pool)
         try:
-            size_bytes = (await self.pool(volume.pool).info(volume.vid)).size_bytes
+            await pool.set_revisions_to_keep(volume.vid, volume.revisions_to_keep)
+            size_bytes = (await pool.info(volume.vid)).size_bytes
         except CloisonError as error:
             log.error("volume %s of %s is in trouble: %s", volume.name, name, error)
             return
@@ -296,8 +299,8 @@ class Volumes:
         record = self.volume(name, volume)
         if count < 0:
             raise BadRequest("revisions_to_keep cannot be negative here: snapshots cannot be switched off")
+        self._put(name, replace(record, revisions_to_keep=count))
         await self.pool(record.pool).set_revisions_to_keep(record.vid, count)
-        self._put(name, replace(self.volume(name, volume), revisions_to_keep=count))
 
     async def set_rw(self, name: QubeName, volume: str, value: bool) -> None:
         self.volume(name, volume)

@@ -8,12 +8,13 @@ import contextlib
 import os
 import random
 import tempfile
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.unit.admin.watching import watched
 
 from cloison.admin.dispatch import Admin
 from cloison.admin.methods import Desk
@@ -348,6 +349,15 @@ async def build_house(tmp: Path, pool: FakePool | None = None) -> House:
     own = FakeOwn()
     admin = Admin(Desk(ledger, qubes, properties, volumes, running, Errands(running, ledger), own, tmp / "imports"))
     return House(tmp, store, ledger, pool, running, volumes, properties, qubes, own, admin, now)
+
+
+@pytest.fixture(autouse=True)
+def contracts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Every method refuses and tells what the reference page says, in every test here."""
+    with watched(monkeypatch) as breaches:
+        yield
+    found = sorted({breach for breach in breaches if breach})
+    assert not found, f"not in admin/contracts.py: {found}"
 
 
 @pytest.fixture

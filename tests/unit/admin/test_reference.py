@@ -5,9 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tests.unit.admin.test_events import NAMES
+from tests.unit.admin.test_fuzz import CLIENTS_KNOW
+from tests.unit.admin.watching import undeclared_error, undeclared_event
 
+from cloison.admin.contracts import ALWAYS, CHANGING, CONTRACTS
 from cloison.admin.dispatch import METHODS
 from cloison.admin.reference import PAGES
+from cloison.engine import events as e
 
 DOCS = Path(__file__).parents[3] / "docs"
 HINT = "write it again: python -m cloison.admin.reference docs"
@@ -16,6 +21,20 @@ HINT = "write it again: python -m cloison.admin.reference docs"
 @pytest.mark.parametrize("name", PAGES)
 def test_a_page_is_fresh(name):
     assert (DOCS / name).read_text() == PAGES[name](), HINT
+
+
+def test_every_method_has_a_contract_whose_errors_clients_know():
+    assert set(CONTRACTS) == set(METHODS)
+    assert {name for found in CONTRACTS.values() for name in found.errors} | ALWAYS | CHANGING <= CLIENTS_KNOW
+    told = {name.partition(":")[0] for names in NAMES.values() for name in names}
+    assert {name for found in CONTRACTS.values() for name in found.events} <= told
+
+
+def test_a_breach_of_a_contract_is_seen():
+    assert undeclared_error("admin.vm.List", b"2\0QubesVMInUseError\0\0x\0")
+    assert not undeclared_error("admin.vm.Remove", b"2\0QubesVMInUseError\0\0x\0")
+    assert undeclared_event("admin.vm.List", e.QubeAdded("new"))
+    assert not undeclared_event("admin.vm.Create.AppVM", e.QubeAdded("new"))
 
 
 def test_every_method_is_on_the_page():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import resource
 import stat
 from pathlib import Path
 
@@ -161,9 +162,33 @@ async def test_the_table_of_methods_describes_itself(house, socket_path):
     assert all(row["doc"].endswith(".") for row in rows)
 
 
-async def test_a_thousand_open_connections_hold_nobody_up_and_cost_little(house, socket_path):
+async def test_more_connections_than_there_are_files_for_are_refused_and_the_rest_is_served(house, tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (40, before[1]))
+    try:
+        server = AdminServer(tmp_path / "small.sock", house.admin)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    await server.start()
+    held = [await asyncio.open_unix_connection(str(tmp_path / "small.sock")) for _ in range(20)]
+    await asyncio.sleep(0.05)
+    reader, writer = await asyncio.open_unix_connection(str(tmp_path / "small.sock"))
+    assert await reader.read() == b"", "refused, and not left waiting"
+    writer.transport.abort()
+    held.pop()[1].transport.abort()
+    await asyncio.sleep(0.05)
+    assert await exchange(tmp_path / "small.sock", b"admin.label.Index+red dom0 name dom0\0") == b"0\x001"
+    for _, writer in held:
+        writer.transport.abort()
+    await server.close()
+
+
+async def test_a_thousand_open_connections_hold_nobody_up_and_cost_little(house, tmp_path):
     """Some say nothing, some stop in the middle, some never end a large request; everybody else is answered."""
     take_descriptors()
+    socket_path = tmp_path / "qubesd.sock"
+    server = AdminServer(socket_path, house.admin)
+    await server.start()
     before_kib = _resident_kib()
     beginnings = (b"", b"admin.vm.Li", b"admin.vm.notes.Set+ dom0 name work\0" + b"x" * 60_000, b"\xff" * 1000)
     idle = []
@@ -177,6 +202,7 @@ async def test_a_thousand_open_connections_hold_nobody_up_and_cost_little(house,
     for writer in idle:
         writer.transport.abort()
     assert await exchange(socket_path, b"admin.vm.notes.Get dom0 name work\0") == b"0\0"
+    await server.close()
 
 
 async def test_what_a_dying_client_has_written_is_no_request(house, socket_path):

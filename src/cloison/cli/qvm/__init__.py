@@ -15,6 +15,8 @@ from pathlib import PurePath
 from cloison.errors import CloisonError
 
 PROGRAMS = {
+    "qvm-backup": "backup",
+    "qvm-backup-restore": "backup",
     "qvm-block": "device",
     "qvm-check": "check",
     "qvm-clone": "clone",

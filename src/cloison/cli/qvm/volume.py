@@ -57,6 +57,13 @@ def show_volume(session: Session, volume: tuple[str, str], prop: str | None) -> 
         click.echo(f" {revision}")
 
 
+@subcommand(qvm_volume, "clear", examples=(("qvm-volume clear lab:private", "all its data are gone"),))
+@VOLUME_ARGUMENT
+def clear_volume(session: Session, volume: tuple[str, str]) -> None:
+    """Empty a volume of a halted qube."""
+    session.wait(calls.volume_clear(*volume), f"emptying {':'.join(volume)}")
+
+
 @subcommand(qvm_volume, "config", examples=(("qvm-volume config work:private revisions_to_keep 3", "keep three"),))
 @VOLUME_ARGUMENT
 @click.argument("prop", metavar="PROPERTY")

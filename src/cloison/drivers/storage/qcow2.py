@@ -212,6 +212,8 @@ class Qcow2Pool:
         async with self._lock:
             volume = self._get(vid)
             revisions = _kept(volume.revisions, count)
+            if (volume.revisions_to_keep, volume.revisions) == (count, revisions):
+                return
             await self._save(replace(volume, revisions_to_keep=count, revisions=revisions))
         self._tidy_soon()
 
