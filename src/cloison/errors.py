@@ -168,6 +168,12 @@ class DeviceAlreadyAttached(NotNow):
     wire_name = "DeviceAlreadyAttached"
 
 
+class DeviceInUse(NotNow):
+    """Somebody else has it locked."""
+
+    wire_name = "DeviceAlreadyAttached"
+
+
 class UnknownAssignmentMode(BadRequest):
     wire_name = "QubesUnrecognizedDeviceAssignmentMode"
 

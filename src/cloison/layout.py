@@ -103,6 +103,11 @@ class Layout:
         return self.data / "pools"
 
     @property
+    def exposed(self) -> Path:
+        """Links to the host's files that qubes may be given as disks."""
+        return self.data / "exposed"
+
+    @property
     def images(self) -> Path:
         """Built template images, each in a directory named by the key of its inputs."""
         return self.cache / "images"

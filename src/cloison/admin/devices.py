@@ -5,11 +5,14 @@ Assignments are kept in the records; what is exposed and attached is the engine'
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 from cloison.admin.methods import Answer, Call, Desk, Dest, Handler, Method, Need, Scope, lines, named_qube, target
+from cloison.admin.ownmethods import parse_json
 from cloison.admin.system import DEVICE_CLASSES
 from cloison.engine import events as e
 from cloison.engine.devices import Attached, Exposed
@@ -25,9 +28,10 @@ from cloison.errors import (
     Refused,
     UnknownAssignmentMode,
 )
+from cloison.model.devices import matches
 from cloison.model.names import QubeName, parse_qube_name
 from cloison.model.qube import Assignment, Qube
-from cloison.model.values import parse_interfaces
+from cloison.model.values import is_bool_word, parse_interfaces
 
 MANUAL = "manual"
 """The mode of what was attached by hand: no assignment has it."""
@@ -37,8 +41,8 @@ _IDENTITY = re.compile(r"[\x21-\x26\x28-\x7e]{1,512}")
 _KEY = re.compile(r"[a-zA-Z0-9_.-]{1,64}", re.ASCII)
 _PAIR = re.compile(r"([^= ']+)='((?:[^'\\]|\\.)*)'(?: |$)")
 BLOCK_OPTIONS: Mapping[str, Callable[[str], bool]] = {
-    "read-only": lambda value: value.casefold() in ("yes", "no", "true", "false", "1", "0", "on", "off"),
-    "frontend-dev": lambda value: bool(re.fullmatch(r"[a-z0-9]{1,16}", value)),
+    "read-only": is_bool_word,
+    "frontend-dev": lambda value: bool(re.fullmatch(r"xvd[e-z]", value)),
     "devtype": lambda value: value in ("disk", "cdrom"),
 }
 
@@ -214,9 +218,7 @@ def _format_attached(frontend: Qube, found: Attached) -> str:
 def _wish_for(frontend: Qube, device: Exposed) -> Assignment | None:
     """The stored assignment that a device answers to."""
     for wish in _assigned(frontend, device.devclass):
-        if wish.backend == device.backend and wish.port in ("*", device.port) and wish.device_id in (
-            "*", device.device_id
-        ):  # fmt: skip
+        if wish.backend == device.backend and matches(wish, device.port, device.device_id):
             return wish
     return None
 
@@ -233,7 +235,9 @@ async def attach(desk: Desk, call: Call) -> Answer:
         raise QubeNotRunning(f"{call.dest} is not running")
     found = [d for d in desk.devices.exposed(backend, devclass) if _is_meant(d, port, device_id)]
     if len(found) != 1:
-        raise DeviceNotFound(f"{backend} exposes {'several' if found else 'no'} {devclass} devices {port}:{device_id}")
+        why = "" if found else desk.devices.trouble(backend, devclass, port)
+        many = "several" if found else "no"
+        raise DeviceNotFound(why or f"{backend} exposes {many} {devclass} devices {port}:{device_id}")
     device = found[0]
     for other in desk.devices.attached(devclass):
         if (other.device.backend, other.device.port) == (device.backend, device.port):
@@ -304,6 +308,20 @@ async def allow(desk: Desk, call: Call) -> Answer:
     return ""
 
 
+# -- what the host's user gives ---------------------------------------------------------------------------------------
+
+
+async def expose(desk: Desk, call: Call) -> Answer:
+    wish = parse_json(call, path=str, read_only=bool)
+    device = desk.shelf.expose(Path(wish.get("path") or ""), call.arg, read_only=bool(wish.get("read_only")))
+    return json.dumps({"device": f"{device.backend}:{device.port}"})
+
+
+async def hide(desk: Desk, call: Call) -> Answer:
+    desk.shelf.hide(call.arg)
+    return "{}"
+
+
 _NO, _YES, _MAY = Need.NONE, Need.REQUIRED, Need.OPTIONAL
 _RO, _RW, _X = Scope.LOCAL_RO, Scope.LOCAL_RW, Scope.LOCAL_X
 _VERBS: tuple[tuple[str, Need, Need, Scope, str, Handler], ...] = (
@@ -326,4 +344,7 @@ METHODS = (
     Method("admin.vm.device.denied.List", Dest.ANY, _NO, _NO, _RO, "Denied device interfaces.", list_denied),
     Method("admin.vm.device.denied.Add", Dest.ANY, _NO, _MAY, _RW, "Deny device interfaces.", deny),
     Method("admin.vm.device.denied.Remove", Dest.ANY, _NO, _MAY, _RW, "Allow device interfaces again.", allow),
-)
+    Method("cloison.block.Expose", Dest.DOM0, _MAY, _YES, Scope.INTERNAL,
+           "Expose a file or block device of the host (argument: its port).", expose),
+    Method("cloison.block.Hide", Dest.DOM0, _YES, _NO, Scope.INTERNAL, "Expose it no longer.", hide),
+)  # fmt: skip

@@ -167,6 +167,12 @@ def _about_the_rest(event: e.Event) -> Iterator[Record]:
             yield _of(qube, "domain-volume-import-end", volume=volume, success=success)
         case e.VolumeCloned(qube, volume, source):
             yield _of(qube, "domain-import-volume", name=volume, source=source)
+        case e.DeviceAdded(qube, devclass, device):
+            yield _of(qube, f"device-added:{devclass}", device=device)
+        case e.DeviceRemoved(qube, devclass, port):
+            yield _of(qube, f"device-removed:{devclass}", port=port)
+        case e.DeviceListChanged(qube, devclass):
+            yield _of(qube, f"device-list-change:{devclass}")
         case e.DeviceAssignmentRequested(qube, devclass, device, options):
             yield _of(qube, f"device-pre-assign:{devclass}", device=device, options=options)
         case e.DeviceAssigned(qube, devclass, device, options):

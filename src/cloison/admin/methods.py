@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from cloison.admin.doorverbs import ClosedDoor, DoorVerbs
 from cloison.admin.own import OwnVerbs
-from cloison.engine.devices import Devices, NoDevices
+from cloison.engine.devices import Devices, NoDevices, Shelf
 from cloison.engine.errands import SleepVerbs
 from cloison.engine.inventory import Ledger
 from cloison.engine.properties import Properties
@@ -84,6 +84,7 @@ class Desk:
     permits: Permits = permit_only_itself
     door: DoorVerbs = CLOSED
     devices: Devices = NO_DEVICES
+    shelf: Shelf = NO_DEVICES
 
     @property
     def inventory(self) -> Inventory:

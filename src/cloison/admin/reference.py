@@ -31,9 +31,12 @@ INCLUDES = {
 }
 _MISSING = (
     ("admin.backup.Info, Execute, Cancel", "QubesNotImplementedError", "backups are not there yet"),
-    ("admin.vm.device.*.Available, Attached", "empty list", "no qube exposes devices yet"),
+    ("admin.vm.device.*.Available, Attached but of block", "empty list", "no devices of other classes yet"),
+    ("admin.vm.device.block.Available of a qube but dom0", "empty list", "qubes expose no disks of theirs yet"),
     ("admin.vm.device.*.Attach", "UnrecognizedDevice",
-     "as above; the reference's ProtocolError for an unknown device ends the stock tools with a traceback"),
+     "the reference's ProtocolError for an unknown device ends the stock tools with a traceback"),
+    ("admin.vm.device.*.Assign with mode ask-to-attach", "stored; attached by hand only",
+     "nobody is asked yet when the qube starts"),
     ("admin.vm.device.*.Assign with mode manual", "QubesValueError", "the reference closes without an answer"),
     ("admin.vm.Suspend, Resume", "the guest is told, then pause and unpause",
      "no suspend to memory inside guests yet"),

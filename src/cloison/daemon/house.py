@@ -28,10 +28,12 @@ from cloison.daemon.guests import guest_handlers, keep_clocks
 from cloison.daemon.own import DaemonVerbs, Facade, build_for_engine, read_boot_files_of
 from cloison.daemon.targets import EngineTargets
 from cloison.daemon.updatechecks import keep_asking
+from cloison.drivers.block.images import HostImages
 from cloison.drivers.hypervisor.qemu import QemuHypervisor
 from cloison.drivers.network.ways_out import HostWaysOut
 from cloison.drivers.state.sqlite import Store
 from cloison.drivers.storage.qcow2 import Qcow2Pool, make_blank, make_layer
+from cloison.engine.blocks import BlockDevices
 from cloison.engine.errands import Errands
 from cloison.engine.events import EventBus
 from cloison.engine.forkpoints import ForkPoints
@@ -136,6 +138,7 @@ async def built(layout: Layout) -> AsyncIterator[House]:
         await works.books.volumes.sweep()
         await recover(works.system, _read_runs(ledger), _leftovers(ledger))
         await works.network.recover()
+        await works.blocks.recover()
         works.system.own(works.network.follow(ledger.bus.subscribe()), "changes of the network")
         await works.templates.learn_revisions()
         yield house
@@ -151,6 +154,7 @@ class _Works:
     system: System
     templates: Templates
     network: Network
+    blocks: BlockDevices
     stock: Stock
     properties: Properties
     errands: Errands
@@ -184,6 +188,8 @@ async def _open_works(layout: Layout, store: Store, ledger: Ledger, stack: Async
     network = Network(system, lambda: ledger.inventory, HostWaysOut(), rules_in_force)
     system.cables = network
     connector.on_return = network.agent_returned
+    blocks = BlockDevices(system, lambda: ledger.inventory, HostImages(layout.exposed, layout.data))
+    system.drives = blocks
     stock = Stock(system, ledger, books.qubes)
     stack.push_async_callback(stock.close)
     books.qubes.leaving = stock.leaving
@@ -191,7 +197,7 @@ async def _open_works(layout: Layout, store: Store, ledger: Ledger, stack: Async
     properties.follow_netvm = network.settle
     errands = Errands(system, ledger)
     stack.push_async_callback(errands.close)
-    return _Works(hypervisor, connector, books, system, templates, network, stock, properties, errands)
+    return _Works(hypervisor, connector, books, system, templates, network, blocks, stock, properties, errands)
 
 
 async def _open_doors(
@@ -211,7 +217,7 @@ async def _open_doors(
     stack.callback(door.close)
     desk = Desk(
         ledger, books.qubes, works.properties, books.volumes, system, works.errands, own, layout.data / "imports",
-        may_know(policy, targets), door,
+        may_know(policy, targets), door, works.blocks, works.blocks,
     )  # fmt: skip
     admin = Admin(desk, auditing.witness)
     builtins = {

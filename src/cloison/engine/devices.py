@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
-from cloison.errors import DeviceNotFound
+from cloison.errors import DeviceNotFound, NotNow
 from cloison.model.names import QubeName
 
 
@@ -52,6 +53,10 @@ class Devices(Protocol):
         """All attachments of a class."""
         ...
 
+    def trouble(self, backend: QubeName, devclass: str, port: str) -> str:
+        """Why a port exposes nothing, where that is known; empty otherwise."""
+        ...
+
     async def attach(self, frontend: QubeName, device: Exposed, options: Mapping[str, str]) -> None:
         """Give a free device to a running qube. BackendFailed: it has it not, and the device is free."""
         ...
@@ -61,8 +66,29 @@ class Devices(Protocol):
         ...
 
 
+class Shelf(Protocol):
+    """Files and block devices of the host that the user gives to qubes."""
+
+    def expose(self, path: Path, port: str, *, read_only: bool) -> Exposed:
+        """dom0 has this from now on, at the port of that name ("": named after the file). Again the same: no error."""
+        ...
+
+    def hide(self, port: str) -> None:
+        """dom0 has it no longer; NotNow while a qube has it."""
+        ...
+
+
 class NoDevices:
-    """A host where no qube exposes any."""
+    """A host where no qube exposes any, nor can."""
+
+    def expose(self, path: Path, port: str, *, read_only: bool) -> Exposed:
+        raise NotNow("this system exposes no files")
+
+    def hide(self, port: str) -> None:
+        raise DeviceNotFound(f"no file is exposed as {port}")
+
+    def trouble(self, backend: QubeName, devclass: str, port: str) -> str:
+        return ""
 
     def exposed(self, backend: QubeName, devclass: str) -> Sequence[Exposed]:
         return ()

@@ -289,6 +289,23 @@ class DeviceEvent(QubeEvent):
 
 
 @dataclass(frozen=True)
+class DeviceAdded(DeviceEvent):
+    """``qube`` is the backend."""
+
+
+@dataclass(frozen=True)
+class DeviceRemoved(QubeEvent):
+    devclass: str
+    port: str
+    """``BACKEND:PORT``."""
+
+
+@dataclass(frozen=True)
+class DeviceListChanged(QubeEvent):
+    devclass: str
+
+
+@dataclass(frozen=True)
 class DeviceAssignmentRequested(DeviceEvent):
     options: str = "{}"
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from cloison.drivers.hypervisor.base import Disk, Hypervisor, Machine, MachineSpec
+from cloison.drivers.hypervisor.base import Disk, Drive, Hypervisor, Machine, MachineSpec
 from cloison.drivers.storage.base import Chain, Pool
 from cloison.engine.agent import AgentConnector, AgentFailed, AgentLink
 from cloison.engine.forkpoints import BOOT_TIMEOUT_S, ForkPoint, ForkPoints, ForkSource
@@ -199,9 +199,10 @@ def _host_timezone() -> str:
 
 async def launch(
     ground: Ground, facts: Facts, *, call_owned: bool = False, on_trial: bool = False,
-    on_spawned: Callable[[], None] = lambda: None,
+    on_spawned: Callable[[], None] = lambda: None, drives: tuple[Drive, ...] = (),
 ) -> Live:  # fmt: skip
     """Start the qube; returns when its agent has been told who it is. ``on_spawned``: its machine runs.
+    ``drives``: what it has besides its volumes; the caller closes them.
 
     A fork that fails is retried as a boot (unless start_mode is fork) and its fork point dropped.
     Any error or cancellation leaves no process, no open volume and no record.
@@ -219,12 +220,12 @@ async def launch(
         else:
             try:
                 run = _run(facts, info.revision_id, point, call_owned=call_owned, on_trial=on_trial)
-                return await _attempt(ground, facts, spec, run, (point, source.root), on_spawned)
+                return await _attempt(ground, facts, spec, run, (point, source.root), on_spawned, drives)
             except ForkFailed as error:
                 ground.forkpoints.blame(point)
                 _boot_instead(facts, error)
     run = _run(facts, info.revision_id, None, call_owned=call_owned, on_trial=on_trial)
-    return await _attempt(ground, facts, spec, run, None, on_spawned)
+    return await _attempt(ground, facts, spec, run, None, on_spawned, drives)
 
 
 def _run(facts: Facts, revision: str, point: ForkPoint | None, *, call_owned: bool, on_trial: bool) -> Run:
@@ -247,6 +248,7 @@ async def _attempt(
     run: Run,
     fork: tuple[ForkPoint, Chain] | None,
     on_spawned: Callable[[], None],
+    drives: tuple[Drive, ...],
 ) -> Live:
     check_memory(facts, run.mode, available_memory_mib())
     directory = ground.layout.qube_runtime(facts.uuid)
@@ -260,16 +262,19 @@ async def _attempt(
         directory.mkdir(parents=True, mode=0o700)
         undo.callback(shutil.rmtree, directory, ignore_errors=True)
 
-        with _blaming_the_fork_point() if fork else contextlib.nullcontext():
+        blaming = _blaming_the_fork_point if fork else contextlib.nullcontext
+        with blaming():
             if fork:
                 machine = await ground.hypervisor.fork(spec, disks, fork[0].frozen, directory, name=facts.name)
             else:
-                machine = await ground.hypervisor.boot(spec, disks, directory, name=facts.name)
+                machine = await ground.hypervisor.boot(spec, disks, directory, name=facts.name, drives=drives)
             undo.push_async_callback(machine.kill)
-            run = replace(run, machine=dict(machine.record))
-            ground.write_run(facts.name, run)
-            on_spawned()
-
+        run = replace(run, machine=dict(machine.record))
+        ground.write_run(facts.name, run)
+        for drive in drives if fork else ():
+            await machine.add_drive(drive)
+        on_spawned()
+        with blaming():
             link = await _introduce(ground, facts, machine, run.mode) if facts.has_agent else None
         if link is not None:
             undo.push_async_callback(link.close)

@@ -12,11 +12,12 @@ import contextlib
 import logging
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from cloison.drivers.hypervisor.base import StopReason
+from cloison.drivers.hypervisor.base import Drive, StopReason
 from cloison.engine.agent import AgentLink
 from cloison.engine.events import (
     Event,
@@ -119,6 +120,32 @@ class NoCables:
         raise NotNow(f"{name} has no network")
 
 
+class Drives(Protocol):
+    """Who gives running qubes the devices of their disks' kind."""
+
+    def required(self, name: QubeName) -> AbstractContextManager[tuple[Drive, ...]]:
+        """What the qube must have from its start, held open meanwhile; NotNow if something is missing."""
+        ...
+
+    async def started(self, name: QubeName) -> None:
+        """The qube runs. Raises nothing."""
+        ...
+
+    def stopped(self, name: QubeName) -> None:
+        """Its machine is gone."""
+        ...
+
+
+class NoDrives:
+    """Nobody has any."""
+
+    def required(self, name: QubeName) -> AbstractContextManager[tuple[Drive, ...]]:
+        return contextlib.nullcontext(())
+
+    async def started(self, name: QubeName) -> None: ...
+    def stopped(self, name: QubeName) -> None: ...
+
+
 @dataclass
 class _Seat:
     """One qube's place: its lock, and its run while it lives."""
@@ -138,6 +165,7 @@ class System:
         self.books = books
         self._on_committed = on_committed
         self.cables: Cables = NoCables()
+        self.drives: Drives = NoDrives()
         self._seats: dict[QubeName, _Seat] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closing = False
@@ -227,8 +255,9 @@ class System:
                 check_startable(facts)
                 self.books.say(QubeFilesVerified(name))
                 await self.cables.before_start(name)
-                live = await launch(self.ground, facts, call_owned=call_owned, on_trial=on_trial,
-                                    on_spawned=lambda: self._say_spawned(name, start_id))  # fmt: skip
+                with self.drives.required(name) as drives:
+                    live = await launch(self.ground, facts, call_owned=call_owned, on_trial=on_trial, drives=drives,
+                                        on_spawned=lambda: self._say_spawned(name, start_id))  # fmt: skip
             except BaseException as error:
                 self._turn_to(seat, PowerState.HALTED)
                 reason = str(error) if isinstance(error, CloisonError) else type(error).__name__
@@ -242,6 +271,7 @@ class System:
             self.seat(live, PowerState.RUNNING)
             self.books.say(QubeStarted(name, start_id))
             log.info("%s started (%s)", name, live.run.mode.value)
+            await self.drives.started(name)
         cable = self.own(self.cables.started(name), f"cable of {name}")
         await asyncio.wait({cable}, timeout=CABLE_WAIT_S if call_owned else None)
 
@@ -398,6 +428,7 @@ class System:
             seat.live = None
             self._turn_to(seat, PowerState.HALTED)
             self.cables.stopped(name)
+            self.drives.stopped(name)
         self.books.say(QubeStopped(name, reason.value))
         if live.facts.kept_root and not live.run.on_trial:
             self._on_committed(name)

@@ -49,6 +49,10 @@ def parse_bool(untrusted_text: str) -> bool:
     raise BadPropertyValue(f"{untrusted_text[:40]!a} is neither True nor False")
 
 
+def is_bool_word(untrusted_text: str) -> bool:
+    return untrusted_text.casefold() in _TRUE | _FALSE
+
+
 def parse_int(untrusted_text: str) -> int:
     text = untrusted_text.strip()
     if not re.fullmatch(r"-?[0-9]{1,18}", text):

@@ -25,6 +25,16 @@ class Shelf:
     def exposed(self, backend, devclass):
         return [device for device in (STICK, IMAGE) if (backend, devclass) == (device.backend, device.devclass)]
 
+    def trouble(self, backend, devclass, port):
+        return ""
+
+    def expose(self, path, port, *, read_only):
+        self.given = (str(path), port, read_only)
+        return Exposed("block", DOM0, port or path.name, "image:1")
+
+    def hide(self, port):
+        self.given = port
+
     def attached(self, devclass):
         return [held for held in self.held.values() if held.device.devclass == devclass]
 
@@ -41,7 +51,7 @@ class Shelf:
 @pytest.fixture
 def shelf(house):
     found = Shelf()
-    house.admin = Admin(replace(house.admin.desk, devices=found))
+    house.admin = Admin(replace(house.admin.desk, devices=found, shelf=found))
     return found
 
 
@@ -93,6 +103,9 @@ async def test_a_device_is_attached_and_detached(house, shelf):
         ("dom0+sda++other", "", "UnrecognizedDevice"),
         ("nobody+sda+_", "", "QubesVMNotFoundError"),
         ("dom0+sda+_", "_colour='red'", "QubesValueError"),
+        ("dom0+sda+_", "_frontend-dev='private'", "QubesValueError"),
+        ("dom0+sda+_", "_frontend-dev='xvda'", "QubesValueError"),
+        ("dom0+sda+_", "_read-only='perhaps'", "QubesValueError"),
         ("dom0+sda+_", "port_id='sdb'", "ProtocolError"),
         ("dom0+sda+_", "garbage", "ProtocolError"),
     ],
@@ -116,3 +129,27 @@ async def test_denied_interfaces_required_devices_and_failures(house, shelf):
     await house.ok("admin.vm.device.block.Attach", "work", "dom0+sda+_")
     assert "mode='required'" in await house.ok("admin.vm.device.block.Attached", "work", QubeName("dom0"))
     assert await house.error("admin.vm.device.block.Detach", "work", "dom0+sda+_") == "QubesVMNotHaltedError"
+
+
+async def test_only_dom0_exposes_files(house, shelf):
+    payload = '{"path": "/home/me/disk.img", "read_only": true}'
+    assert await house.ok("cloison.block.Expose", payload=payload) == '{"device": "dom0:disk.img"}'
+    assert shelf.given == ("/home/me/disk.img", "", True)
+    assert await house.ok("cloison.block.Expose", arg="d", payload=payload) == '{"device": "dom0:d"}'
+    await house.ok("cloison.block.Hide", arg="d")
+    assert shelf.given == "d"
+    assert await house.error("cloison.block.Expose", payload='{"path": 5}') == "ProtocolError"
+    assert await house.error("cloison.block.Expose", payload=payload, source="work") == "PermissionDenied"
+
+
+async def test_devices_that_come_and_go_are_events(house):
+    from cloison.admin.eventnames import records
+    from cloison.engine import events as e
+
+    told = [e.DeviceAdded(DOM0, "block", "dom0:sda:x"), e.DeviceRemoved(DOM0, "block", "dom0:sda"),
+            e.DeviceListChanged(DOM0, "block")]  # fmt: skip
+    assert [record for event in told for record in records(event)] == [
+        ("dom0", "device-added:block", {"device": "dom0:sda:x"}),
+        ("dom0", "device-removed:block", {"port": "dom0:sda"}),
+        ("dom0", "device-list-change:block", {}),
+    ]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cloison.drivers.hypervisor.base import Accelerator, Disk, Frozen, MachineSpec, StopReason
+from cloison.drivers.hypervisor.base import Accelerator, Disk, Drive, Frozen, MachineSpec, StopReason
 from cloison.drivers.storage.base import Chain, DiskLayer, VolumeInfo
 from cloison.engine.agent import ServiceResult
 from cloison.engine.forkpoints import ForkPoints
@@ -99,6 +99,10 @@ class CountingMachine:
     async def wait_stopped(self) -> StopReason:
         return await asyncio.shield(self.gone)
 
+    async def add_drive(self, drive: Drive) -> None:
+        await self.hypervisor.trouble.step("drive")
+        self.hypervisor.plugged.append((drive.name, len(self.hypervisor.connector_steps())))
+
     async def pause(self) -> None: ...
     async def grow_disk(self, slot: str, size_bytes: int) -> None: ...
     async def resume(self) -> None: ...
@@ -134,6 +138,12 @@ class CountingHypervisor:
         self.machines: list[CountingMachine] = []
         self.started: list[str] = []
         self.disks: tuple[Disk, ...] = ()
+        self.drives: tuple[Drive, ...] = ()
+        self.plugged: list[tuple[str, int]] = []
+        """Drives that were added, and how often an agent had been connected to before."""
+
+    def connector_steps(self) -> list[str]:
+        return [step for step in self.trouble.steps if step == "connect"]
 
     async def accelerator(self) -> Accelerator:
         return Accelerator.EMULATION
@@ -142,9 +152,17 @@ class CountingHypervisor:
         return f"machine {spec.memory_mib} {spec.vcpus}"
 
     async def boot(
-        self, spec: MachineSpec, disks: tuple[Disk, ...], directory: Path, *, name: str, memory_file: Path | None = None
+        self,
+        spec: MachineSpec,
+        disks: tuple[Disk, ...],
+        directory: Path,
+        *,
+        name: str,
+        memory_file: Path | None = None,
+        drives: tuple[Drive, ...] = (),
     ) -> CountingMachine:
         await self.trouble.step("boot to freeze" if memory_file else "boot")
+        self.drives = drives
         return self._start("boot to freeze" if memory_file else "boot", disks, directory)
 
     async def fork(

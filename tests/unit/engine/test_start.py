@@ -8,10 +8,11 @@ from dataclasses import replace
 
 import pytest
 
+from cloison.drivers.hypervisor.base import Drive, DriveKind
 from cloison.engine.runs import Phase, StartMode
 from cloison.engine.start import Facts, launch
 from cloison.engine.system import NoCables, System
-from cloison.errors import BadRequest, CloisonError, NotNow
+from cloison.errors import BackendFailed, BadRequest, CloisonError, NotNow
 from cloison.model.names import QubeName
 
 from .conftest import Bench
@@ -167,3 +168,31 @@ async def test_a_calls_disposable_is_there_once_its_cable_is_or_after_a_while(
         cables.made.set()
     await asyncio.wait_for(starting, 10)
     await system.close()
+
+
+DRIVES = (Drive("xvdi", DriveKind.DISK, 3, read_only=False, is_block_node=False, label=""),)
+
+
+async def test_a_fork_gets_its_drives_before_it_is_told_who_it_is(bench: MakeBench, facts: Facts) -> None:
+    it = bench()
+    live = await launch(it.ground, facts, drives=DRIVES)
+    assert it.hypervisor.plugged == [("xvdi", 1)], "only the fork point's own agent was there before"
+    assert live.run.mode is StartMode.FORK
+
+
+async def test_a_drive_that_finds_no_place_is_not_the_fork_points_fault(bench: MakeBench, facts: Facts) -> None:
+    it = bench()
+    await (await launch(it.ground, facts)).machine.kill()
+    it.pool.open.clear()
+    it.trouble.steps.clear()
+    it.trouble.fail_at = 4  # root, private, volatile, fork, drive
+    with pytest.raises(BackendFailed, match="drive failed"):
+        await launch(it.ground, facts, drives=DRIVES)
+    assert it.hypervisor.started == ["boot to freeze", "fork", "fork"]
+    assert len(it.ground.forkpoints.complete()) == 1
+
+
+async def test_a_boot_has_its_drives_from_the_start(bench: MakeBench, facts: Facts) -> None:
+    it = bench()
+    await launch(it.ground, replace(facts, start_mode="boot"), drives=DRIVES)
+    assert (it.hypervisor.drives, it.hypervisor.plugged) == (DRIVES, [])

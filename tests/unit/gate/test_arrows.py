@@ -13,6 +13,7 @@ TOP = Path(__file__).parents[3]
 OURS = ("cloison.layout", "cloison.errors", "cloison.__version__")
 """What every room may import; the bare ``import cloison`` (to know where the package lies) brings no code."""
 DRIVER_INTERFACES = (
+    "cloison.drivers.block.base",
     "cloison.drivers.hypervisor.base",
     "cloison.drivers.network.base",
     "cloison.drivers.storage.base",

@@ -1,0 +1,1 @@
+"""Host files and devices that qubes may be given as disks."""
