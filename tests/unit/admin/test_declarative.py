@@ -98,6 +98,42 @@ async def test_a_new_qube_is_made_and_a_second_time_nothing_is_done(house: Any, 
     assert (await cloison("plan", "--check", "system.toml"))[0] == 2
 
 
+async def test_assigned_devices_are_part_of_a_system(house: Any, cloison: Cloison) -> None:
+    assign = "admin.vm.device.block.Assign"
+    await house.ok(assign, "work", "dom0+disk.img+_", "mode='required' _read-only='yes'")
+    await house.ok(assign, "work", "dom0+sda++None", "mode='auto-attach'")
+    text = await export(cloison)
+    lines = ("block dom0:disk.img required read-only=yes", "block dom0:sda::None auto-attach")
+    assert "devices = [\n" + "".join(f'  "{line}",\n' for line in lines) + "]" in text
+    assert await steps(cloison, text) == []
+    changed = text.replace("required read-only=yes", "required").replace("None auto-attach", "None ask-to-attach")
+    assert await steps(cloison, changed) == [
+        "qube work: block device dom0:disk.img: assigned anew",
+        "qube work: block device dom0:disk.img: required",
+        "qube work: block device dom0:sda: ask-to-attach",
+    ]
+    assert (await cloison("apply", "--yes", "system.toml"))[0] == 0
+    assert await steps(cloison, changed) == []
+    assert await steps(cloison, changed.replace('  "block dom0:disk.img required",\n', "")) == [
+        "qube work: block device dom0:disk.img: no longer assigned"
+    ]
+    assert (await cloison("apply", "--yes", "system.toml"))[0] == 0
+    assert await house.ok("admin.vm.device.block.Assigned", "work") == (
+        "dom0+sda::None device_id=':None' port_id='sda' devclass='block' backend_domain='dom0' mode='ask-to-attach' "
+        "frontend_domain='work'\n"
+    )
+
+
+@pytest.mark.parametrize("line", ["", "block", "block sda required", "block dom0:sda sometimes", "block dom0:sda "
+                                  "required read-only", "block dom0:sda required a=b a"])  # fmt: skip
+async def test_a_device_line_that_is_none_is_told(cloison: Cloison, line: str) -> None:
+    table = f'[qubes.work]\nclass = "AppVM"\nlabel = "blue"\ndevices = ["{line}"]\n'
+    Path("system.toml").write_text(table)
+    code, _, err = await cloison("plan", "system.toml")
+    assert code != 0
+    assert "qubes.work: devices:" in err and "is not CLASS BACKEND:DEVICE" in err
+
+
 async def test_unnamed_qubes_stay_unless_asked(house: Any, cloison: Cloison) -> None:
     text = await export(cloison)
     await house.ok("admin.vm.Create.AppVM", "dom0", "deb", "name=extra label=red")

@@ -30,6 +30,8 @@ class QubeWish:
     notes: str | None = None
     volumes: Mapping[str, int] | None = None
     """Volume name -> size in bytes; volumes only grow."""
+    devices: tuple[str, ...] | None = None
+    """Assignments, each ``CLASS BACKEND:PORT MODE [OPTION=VALUE...]`` (see ``assignments``)."""
     build: Mapping[str, object] | None = None
     """Options for building a TemplateVM that does not exist."""
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from cloison.client import calls
+from cloison.client import calls, devicecalls
 from cloison.client.calls import Call
+from cloison.client.declare.assignments import parse_assignment
 from cloison.client.declare.document import Document, QubeWish, Texts, is_announced
 from cloison.client.declare.text import size_text
 
@@ -88,7 +89,7 @@ def _each(pairs: Iterable[tuple[QubeWish, QubeWish]], steps_of: Any) -> Iterator
 
 def _as_created(wish: QubeWish) -> QubeWish:
     """What a qube is right after its creation, as far as documents tell."""
-    return QubeWish(wish.name, wish.klass, wish.label, wish.template, features={}, tags=frozenset(),
+    return QubeWish(wish.name, wish.klass, wish.label, wish.template, features={}, tags=frozenset(), devices=(),
                     firewall=("action=accept",), volumes={})  # fmt: skip
 
 
@@ -198,6 +199,7 @@ def _settings(old: QubeWish, wish: QubeWish, problems: list[str]) -> Iterator[St
     yield from _volumes(old, wish, problems)
     yield from _features(old, wish)
     yield from _tags(old, wish)
+    yield from _devices(old, wish)
     if wish.firewall is not None and wish.firewall != old.firewall:
         text = f"firewall: {len(old.firewall or ())} -> {len(wish.firewall)} rules"
         yield Step(Effect.CHANGE, about, text, calls.firewall_set(wish.name, wish.firewall))
@@ -239,6 +241,30 @@ def _tags(old: QubeWish, wish: QubeWish) -> Iterator[Step]:
         yield Step(Effect.CHANGE, about, f"tag {tag}", calls.tag_set(wish.name, tag))
     for tag in sorted(before - wish.tags):
         yield Step(Effect.CHANGE, about, f"no tag {tag}", calls.tag_remove(wish.name, tag))
+
+
+def _devices(old: QubeWish, wish: QubeWish) -> Iterator[Step]:
+    if wish.devices is None:
+        return
+    name, about = wish.name, f"qube {wish.name}"
+    before = dict(parse_assignment(line, about) for line in old.devices or ())
+    after = dict(parse_assignment(line, about) for line in wish.devices)
+    for key, was in before.items():
+        if key not in after:
+            act = devicecalls.device_take("Unassign", name, key[0], was.device)
+            yield Step(Effect.CHANGE, about, f"{key[0]} device {was.device.name}: no longer assigned", act)
+    for key, (device, mode, options) in after.items():
+        now, devclass = before.get(key), key[0]
+        text = f"{devclass} device {device.name}: {' '.join([mode, *(f'{k}={v}' for k, v in options.items())])}"
+        if now is not None and now.options != options:
+            yield Step(Effect.CHANGE, about, f"{devclass} device {device.name}: assigned anew",
+                       devicecalls.device_take("Unassign", name, devclass, device))  # fmt: skip
+            now = None
+        if now is None:
+            act = devicecalls.device_give("Assign", name, devclass, device, mode=mode, options=options)
+            yield Step(Effect.CHANGE, about, text, act)
+        elif now.mode != mode:
+            yield Step(Effect.CHANGE, about, text, devicecalls.assignment_mode(name, devclass, device, mode))
 
 
 def _policy(old: Texts, new: Texts | None) -> Iterator[Step]:

@@ -5,11 +5,12 @@ In: something that carries out calls. Out: a ``Document``. May import: client.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from cloison.client import calls
+from cloison.client import calls, devicecalls
 from cloison.client.calls import Call
+from cloison.client.declare.assignments import format_assignment
 from cloison.client.declare.document import Document, QubeWish
 from cloison.client.failures import Refused
 from cloison.errors import CloisonError
@@ -28,9 +29,10 @@ GROWING_VOLUMES = ("root", "private")
 def read_present(do: Callable[[Call[Any]], Any], policy: Mapping[str, str] | None) -> Document:
     """The whole system but its unnamed disposables, which pass. ``policy``: its files, read by the caller."""
     qubes = {}
+    classes = do(devicecalls.class_list())
     for state in do(calls.list_states()):
         try:
-            wish = _read_qube(do, state.name, state.klass)
+            wish = _read_qube(do, state.name, state.klass, classes)
         except CloisonError as error:
             if isinstance(error, Refused) and not _exists(do, state.name):
                 continue  # it went away meanwhile
@@ -50,7 +52,9 @@ def _exists(do: Callable[[Call[Any]], Any], name: str) -> bool:
     return any(state.name == name for state in do(calls.list_states()))
 
 
-def _read_qube(do: Callable[[Call[Any]], Any], name: str, klass: str) -> QubeWish | None:
+def _read_qube(
+    do: Callable[[Call[Any]], Any], name: str, klass: str, classes: Sequence[str]
+) -> QubeWish | None:  # fmt: skip
     found: dict[str, calls.Property] = do(calls.property_get_all(name))
     if klass == "DispVM" and found["auto_cleanup"].value == "True":
         return None
@@ -78,7 +82,17 @@ def _read_qube(do: Callable[[Call[Any]], Any], name: str, klass: str) -> QubeWis
         firewall=None if klass in ("AdminVM", "RemoteVM") else tuple(do(calls.firewall_get(name))),
         notes=None if klass == "AdminVM" else do(calls.notes_get(name)) or None,
         volumes=volumes or None,
+        devices=None if klass in ("AdminVM", "RemoteVM") else _read_devices(do, name, classes),
     )
+
+
+def _read_devices(do: Callable[[Call[Any]], Any], name: str, classes: Sequence[str]) -> tuple[str, ...] | None:
+    lines = [
+        format_assignment(devclass, device)
+        for devclass in classes
+        for device in do(devicecalls.device_list("Assigned", name, devclass))
+    ]
+    return tuple(sorted(lines)) or None
 
 
 def is_automatic(tag: str) -> bool:

@@ -14,11 +14,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cloison.client.declare.assignments import parse_assignment
 from cloison.client.declare.document import Document, QubeWish
 from cloison.errors import BadRequest
 
 MAX_INCLUDES = 64
-QUBE_KEYS = frozenset({"class", "label", "template", "features", "tags", "firewall", "notes", "volumes", "build"})
+QUBE_KEYS = frozenset({"class", "label", "template", "features", "tags", "firewall", "notes", "volumes", "devices",
+                       "build"})  # fmt: skip
 TABLES = frozenset({"system", "labels", "qubes", "policy"})
 _NUMBER = re.compile(r"0|-?[1-9][0-9]{0,17}", re.ASCII)
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
@@ -109,6 +111,7 @@ def _qube(name: str, entry: object, where: str) -> QubeWish:
     properties = {key: value for key, value in entry.items() if key not in QUBE_KEYS}
     features, tags, firewall = entry.get("features"), entry.get("tags"), entry.get("firewall")
     notes, volumes, build = entry.get("notes"), entry.get("volumes"), entry.get("build")
+    devices = entry.get("devices")
     if notes is not None and not isinstance(notes, str):
         raise BadRequest(f"{where}: notes is not a text")
     return QubeWish(
@@ -125,8 +128,16 @@ def _qube(name: str, entry: object, where: str) -> QubeWish:
             volume: _size(size, f"{where}: volumes.{volume}")
             for volume, size in _table(volumes, f"{where}: volumes").items()
         },
+        devices=None if devices is None else _devices(devices, f"{where}: devices"),
         build=None if build is None else _table(build, f"{where}: build"),
     )  # fmt: skip
+
+
+def _devices(value: object, where: str) -> tuple[str, ...]:
+    lines = _list(value, where)
+    for line in lines:
+        parse_assignment(line, where)
+    return tuple(sorted(lines))
 
 
 def _table(value: object, where: str) -> Mapping[str, Any]:
@@ -190,6 +201,8 @@ def _qube_text(wish: QubeWish) -> str:
         head["tags"] = sorted(wish.tags)
     if wish.firewall is not None:
         head["firewall"] = list(wish.firewall)
+    if wish.devices is not None:
+        head["devices"] = list(wish.devices)
     if wish.notes is not None:
         head["notes"] = wish.notes
     title = f"qubes.{_key(wish.name)}"
