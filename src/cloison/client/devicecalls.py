@@ -5,6 +5,7 @@ In: plain arguments. Out: ``Call`` objects. May import: client.calls.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -101,6 +102,20 @@ def device_give(verb: str, qube: str, devclass: str, device: Device, *, mode: st
 def device_take(verb: str, qube: str, devclass: str, device: Device) -> Call[None]:
     """``verb``: Detach, Unassign."""
     return Call(f"admin.vm.device.{devclass}.{verb}", qube, device.argument)
+
+
+def assignment_mode(qube: str, devclass: str, device: Device, mode: str) -> Call[None]:
+    return Call(f"admin.vm.device.{devclass}.Set.assignment", qube, device.argument, mode.encode())
+
+
+def block_expose(path: str, port: str, *, read_only: bool) -> Call[str]:
+    """A file of the host becomes a device of dom0; the answer is its name, ``dom0:PORT``."""
+    payload = json.dumps({"path": path, "read_only": read_only}).encode()
+    return Call("cloison.block.Expose", "dom0", port, payload, parse=lambda data: str(json.loads(data)["device"]))
+
+
+def block_hide(port: str) -> Call[None]:
+    return Call("cloison.block.Hide", "dom0", port)
 
 
 def pool_drivers() -> Call[dict[str, list[str]]]:

@@ -7,6 +7,7 @@ import click
 from cloison.cli.command import command
 from cloison.cli.power import all_option, chosen, qubes_argument, shut_down_all
 from cloison.cli.session import Session
+from cloison.cli.starting import ForOnce, drive_options, start_qube
 from cloison.client import calls
 from cloison.client.failures import QubesVMAlreadyStartedError, QubesVMNotStartedError
 
@@ -18,14 +19,16 @@ OFF = frozenset({"Halted", "Crashed"})
 @qubes_argument
 @all_option
 @click.option("--skip-if-running", is_flag=True, help="A qube that runs already is no error.")
+@drive_options
 def start(session: Session, qubes: tuple[str, ...], everything: bool, exclude: tuple[str, ...],
-          skip_if_running: bool) -> None:  # fmt: skip
+          skip_if_running: bool, for_once: ForOnce | None) -> None:  # fmt: skip
     """Start qubes."""
 
     def one(name: str) -> None:
         if not skip_if_running and session.do(calls.state_of(name)).state in ON:
             raise QubesVMAlreadyStartedError(f"domain {name} is already running")
-        session.wait(calls.power("Start", name), f"starting {name}")
+        begin = lambda: session.wait(calls.power("Start", name), f"starting {name}")  # noqa: E731
+        start_qube(session, name, for_once, begin)
 
     session.each(chosen(session, qubes, everything, exclude, OFF), one)
 
