@@ -175,3 +175,90 @@ def test_our_own_command_is_the_same(cloison: Run, daemon: Any) -> None:
     daemon.answers("admin.vm.device.block.Available", daemon.ok(STICK), dest="sys-net")
     assert json.loads(cloison("device", "info", "--json", "sys-net:sda").out)["serial"] == "It's mine"
     assert cloison("device", "info", "sys-net:sdb").code == 1
+
+
+def drive_calls(daemon: Any) -> list[str]:
+    return [call for call in daemon.calls() if not call.startswith("admin.vm.List")]
+
+
+@pytest.mark.parametrize(
+    ("option", "kind", "port"),
+    [
+        ("--cdrom=sys-usb:sr0", "cdrom", "sr0"),
+        ("--hddisk=sys-usb:sda", "disk", "sda"),
+        ("--drive=hd:sys-usb:sda", "disk", "sda"),
+        ("--drive=cdrom:sys-usb:sr0", "cdrom", "sr0"),
+        ("--drive=sys-usb:sr0", "cdrom", "sr0"),
+    ],
+)
+def test_a_qube_is_started_with_a_drive_once(qvm: Run, daemon: Any, option: str, kind: str, port: str) -> None:
+    assert qvm("qvm-start", option, "vault") == (0, "", "")
+    pairs = (f"device_id='*' port_id='{port}' devclass='block' backend_domain='sys-usb' mode='required' "
+             f"frontend_domain='vault' _devtype='{kind}'")  # fmt: skip
+    argument = f"sys-usb+{port}+_"
+    assert drive_calls(daemon) == [
+        f"admin.vm.device.block.Assign+{argument} vault {pairs}",
+        "admin.vm.Start vault",
+        f"admin.vm.device.block.Unassign+{argument} vault",
+    ]
+
+
+def test_a_file_is_exposed_first_and_a_failed_start_leaves_no_assignment(qvm: Run, cloison: Run, daemon: Any) -> None:
+    daemon.answers("cloison.block.Expose", daemon.ok({"device": "dom0:x.iso"}))
+    daemon.answers("admin.vm.Start", daemon.refused("QubesVMError", "no memory"))
+    assert qvm("qvm-start", "--cdrom", "dom0:/tmp/x:y.iso", "vault")[0] == 1
+    asked = drive_calls(daemon)
+    assert asked[0] == 'cloison.block.Expose dom0 {"path": "/tmp/x:y.iso", "read_only": true}'
+    assert asked[-1] == "admin.vm.device.block.Unassign+dom0+x.iso+_ vault"
+    assert cloison("start", "--hddisk", "dom0:/tmp/x", "vault").code != 0
+    assert drive_calls(daemon)[-1].startswith("admin.vm.device.block.Unassign")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--cdrom x vault",
+        "--cdrom sys-usb:/x vault",
+        "--cdrom a:b --hddisk a:b vault",
+        "--cdrom a:b --skip-if-running work",
+    ],
+)
+def test_wrong_drives_are_told_before_anything_is_done(qvm: Run, daemon: Any, words: str) -> None:
+    code, _, err = qvm("qvm-start", *words.split())
+    assert code == 2
+    assert err
+    assert not [call for call in daemon.calls() if "device" in call or "Start" in call]
+
+
+def test_files_are_exposed_and_hidden(cloison: Run, daemon: Any, tmp_path: Path) -> None:
+    daemon.answers("cloison.block.Expose", daemon.ok({"device": "dom0:disk"}))
+    assert cloison("device", "expose", "--ro", "--name", "disk", "x.img").out == "dom0:disk\n"
+    assert json.loads(cloison("device", "expose", "--json", "/x.img").out) == {"device": "dom0:disk"}
+    assert cloison("device", "hide", "dom0:disk").code == 0
+    assert daemon.calls() == [
+        f'cloison.block.Expose+disk dom0 {{"path": "{Path.cwd() / "x.img"}", "read_only": true}}',
+        'cloison.block.Expose dom0 {"path": "/x.img", "read_only": false}',
+        "cloison.block.Hide+disk dom0",
+    ]
+
+
+def test_a_root_is_made_of_an_image(qvm: Run, daemon: Any, tmp_path: Path) -> None:
+    image = tmp_path / "root.img"
+    image.write_bytes(b"x" * 1024)
+    daemon.answers("admin.vm.volume.ImportWithSize", daemon.ok(), dest="new")
+    make = ("qvm-create", "-l", "red", "--standalone")
+    assert qvm(*make, "--root-copy-from", str(image), "new")[0] == 0
+    assert daemon.asked[-1] == ("admin.vm.volume.ImportWithSize", "root", "new", b"1024\n" + b"x" * 1024)
+    assert qvm(*make, "--root-move-from", str(image), "new")[0] == 0
+    assert not image.exists()
+    image.write_bytes(b"x" * 1024)
+    daemon.answers("admin.vm.volume.ImportWithSize", daemon.refused("DiskFull", "full"), dest="new")
+    daemon.answers("admin.vm.Remove", daemon.ok(), dest="new")
+    assert qvm(*make, "--root-move-from", str(image), "new") == (1, "", "qvm-create: full\n")
+    assert daemon.calls()[-1].startswith("admin.vm.Remove new")
+    assert image.exists()
+    for words in ((*make, "--root-move-from", str(image), "--root-copy-from", str(image), "new"),
+                  ("qvm-create", "-l", "red", "--root-copy-from", str(image), "new")):  # fmt: skip
+        asked = len(daemon.asked)
+        assert qvm(*words)[0] == 2
+        assert len(daemon.asked) == asked
