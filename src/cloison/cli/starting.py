@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -57,6 +58,16 @@ def _read(kind: str, text: str) -> ForOnce:
         raise click.UsageError(str(error)) from None
 
 
+def _exposed(session: Session, for_once: ForOnce) -> Device:
+    """The device that a file of dom0 is, or becomes."""
+    path = os.path.realpath(for_once.path)
+    for device in session.do(devicecalls.device_list("Available", "dom0", BLOCK)):
+        if device.fields.get("name") == path:
+            return Device(device.backend, device.port)
+    read_only = for_once.options["devtype"] == "cdrom"
+    return parse_device(session.do(devicecalls.block_expose(path, "", read_only=read_only)))
+
+
 def start_qube(session: Session, qube: str, for_once: ForOnce | None, start: Callable[[], None]) -> None:
     """Call ``start`` with the drive assigned meanwhile; the assignment is taken back whatever happens."""
     if for_once is None:
@@ -64,10 +75,7 @@ def start_qube(session: Session, qube: str, for_once: ForOnce | None, start: Cal
         return
     if session.do(calls.state_of(qube)).state not in ("Halted", "Crashed"):
         raise click.UsageError(f"{qube} is running: `cloison device attach` gives it a device now")
-    device = for_once.device
-    if device is None:
-        read_only = for_once.options["devtype"] == "cdrom"
-        device = parse_device(session.do(devicecalls.block_expose(for_once.path, "", read_only=read_only)))
+    device = for_once.device or _exposed(session, for_once)
     give = devicecalls.device_give("Assign", qube, BLOCK, device, mode="required", options=for_once.options)
     session.do(give)
     try:

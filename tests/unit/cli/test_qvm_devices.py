@@ -178,7 +178,8 @@ def test_our_own_command_is_the_same(cloison: Run, daemon: Any) -> None:
 
 
 def drive_calls(daemon: Any) -> list[str]:
-    return [call for call in daemon.calls() if not call.startswith("admin.vm.List")]
+    looking = ("admin.vm.List", "admin.vm.device.block.Available")
+    return [call for call in daemon.calls() if not call.startswith(looking)]
 
 
 @pytest.mark.parametrize(
@@ -210,8 +211,13 @@ def test_a_file_is_exposed_first_and_a_failed_start_leaves_no_assignment(qvm: Ru
     asked = drive_calls(daemon)
     assert asked[0] == 'cloison.block.Expose dom0 {"path": "/tmp/x:y.iso", "read_only": true}'
     assert asked[-1] == "admin.vm.device.block.Unassign+dom0+x.iso+_ vault"
+    there = STICK.replace("sys-net", "dom0").replace("serial='It\\'s mine'", "name='/tmp/x'")
+    daemon.answers("admin.vm.device.block.Available", daemon.ok(there), dest="dom0")
+    daemon.asked.clear()
     assert cloison("start", "--hddisk", "dom0:/tmp/x", "vault").code != 0
-    assert drive_calls(daemon)[-1].startswith("admin.vm.device.block.Unassign")
+    asked = drive_calls(daemon)
+    assert asked[0].startswith("admin.vm.device.block.Assign+dom0+sda+_ vault ")
+    assert asked[-1] == "admin.vm.device.block.Unassign+dom0+sda+_ vault"
 
 
 @pytest.mark.parametrize(
