@@ -208,6 +208,8 @@ _OURS: tuple[_Row, ...] = (
         ("cloison.standalone.Import", _CREATION, (*MADE, *SET, "domain-feature-pre-set", *FEATURE)),
         ("cloison.trial.Hold", _words(RUNS, "QubesMemoryError"), (*STARTED, *STOPPED, "cloison-template-committed")),
         ("cloison.trial.Settle", OFF, ()),
+        ("cloison.block.Expose", "", ("device-added", "device-list-change", "device-attach")),
+        ("cloison.block.Hide", "UnrecognizedDevice", ("device-removed", "device-list-change")),
         ("cloison.call.List", "", ()),
         ("cloison.call.Kill", "", ()),
         ("cloison.policy.Apply", "", ()),

@@ -111,6 +111,7 @@ POWER = "runs are records of machines: tests/unit/engine/test_start.py, test_rec
 BUILDS = "images in the making: tests/unit/templates/test_build.py, test_importer.py and tests/live/test_builds.py"
 TRIALS = "a run with an end of its own: tests/unit/engine/test_trials.py, tests/unit/storage/test_pool_contract.py"
 FILES = "files of their own: tests/unit/policy/test_store.py, tests/unit/qrexec/test_audit_store.py"
+LINKS = "one link is made or goes, by one system call: tests/unit/drivers/test_block_images.py"
 NO_STATE = "nothing is kept"
 ELSEWHERE = {
     **{f"admin.vm.{verb}": POWER for verb in ("Start", "Shutdown", "Kill", "Pause", "Unpause", "Suspend", "Resume")},
@@ -120,6 +121,7 @@ ELSEWHERE = {
     **dict.fromkeys(("cloison.template.Build", "cloison.template.Commit", "cloison.standalone.Import",
                      "cloison.forkpoint.Make", "cloison.forkpoint.Drop"), BUILDS),
     **dict.fromkeys(("cloison.trial.Hold", "cloison.trial.Settle"), TRIALS),
+    **dict.fromkeys(("cloison.block.Expose", "cloison.block.Hide"), LINKS),
     **dict.fromkeys(("cloison.audit.Erase", "cloison.policy.Changed", "cloison.ask.Answer"), FILES),
     **dict.fromkeys(("admin.vm.Console", "cloison.daemon.Stop", "cloison.call.Kill", "cloison.policy.Apply",
                      "cloison.ask.Listen", "admin.backup.Execute", "admin.backup.Cancel", "admin.vm.Create.AdminVM",
