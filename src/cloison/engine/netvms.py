@@ -17,7 +17,8 @@ from cloison.model.names import QubeName
 from cloison.model.network import downlinks_of, inner_resolvers
 from cloison.wire.network import COUNTERS, DOWNLINKS, RULES, downlinks_fields, split_rules
 
-AGENT_TIMEOUT_S = 60.0
+AGENT_TIMEOUT_S = 120.0
+"""Longer than all that the agent itself waits for: the user's scripts, then cards, of which fifty may come at once."""
 
 
 @dataclass
