@@ -33,7 +33,7 @@ def measure_clients(bench: Bench) -> Iterator[Figure]:
         yield Figure(
             f"{count} clients of one firewall started at once: until the last one's cable was open",
             Samples.of([max(started)], "s"), goal=Goal("all are open", lambda _, __: not troubled),
-            note=f"the first after {min(started):.1f} s; without a network: {len(troubled)} {troubled[:1]}",
+            note=f"the first after {min(started):.1f} s; without a network: {'; '.join(troubled[:1]) or 'none'}",
         )  # fmt: skip
         bench.tell("rules")
 
