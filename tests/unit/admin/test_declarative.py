@@ -134,6 +134,41 @@ async def test_a_device_line_that_is_none_is_told(cloison: Cloison, line: str) -
     assert "qubes.work: devices:" in err and "is not CLASS BACKEND:DEVICE" in err
 
 
+async def test_pools_are_part_of_it(house: Any, cloison: Cloison) -> None:
+    text = """
+        [pools.big]
+        driver = "qcow2"
+        dir_path = "/srv/big"
+        revisions_to_keep = 3
+
+        [qubes.bank]
+        class = "AppVM"
+        label = "green"
+        template = "deb"
+        pool = "big"
+    """
+    assert await steps(cloison, text) == [
+        "pool big: add (qcow2)",
+        "pool big: revisions_to_keep: 1 -> 3",
+        "qube bank: create (AppVM, green on deb)",
+    ]
+    assert (await cloison("apply", "--yes", "system.toml"))[0] == 0
+    assert house.ledger.inventory.qube("bank").volumes["private"].pool == "big"
+    assert await steps(cloison, text) == []
+    exported = await export(cloison)
+    assert '[pools.big]\ndir_path = "/srv/big"\ndriver = "qcow2"\nephemeral_volatile = false\n' in exported
+    assert 'pool = "big"' in exported and await steps(cloison, exported, "--prune") == []
+    for was, now, problem in (
+        ("/srv/big", "/srv/small", "pool big has another dir_path"),
+        ('pool = "big"', 'pool = "default"', "qube bank lives in pool big"),
+    ):
+        Path("system.toml").write_text(text.replace(was, now))
+        _, out, err = await cloison("plan", "system.toml")
+        assert problem in out + err
+    pruned = text.replace("pool = ", "# pool = ").replace("[pools.big]", "[pools.other]")
+    assert (await steps(cloison, pruned, "--prune"))[-1] == "pool big: remove"
+
+
 async def test_unnamed_qubes_stay_unless_asked(house: Any, cloison: Cloison) -> None:
     text = await export(cloison)
     await house.ok("admin.vm.Create.AppVM", "dom0", "deb", "name=extra label=red")

@@ -24,6 +24,7 @@ WISH = st.builds(
     template=TEXT,
     properties=st.dictionaries(st.sampled_from(["memory", "netvm", "debug"]), TEXT),
     features=TEXTS,
+    pool=TEXT,
     tags=st.frozensets(TEXT, max_size=3),
     firewall=st.lists(TEXT, max_size=3).map(tuple),
     notes=TEXT,
@@ -32,6 +33,7 @@ WISH = st.builds(
 
 
 @given(st.builds(Document, system=TEXTS, labels=TEXTS, policy=TEXTS,
+                 pools=st.dictionaries(NAME, TEXTS.map(lambda texts: texts | {"driver": "qcow2"}), max_size=2),
                  qubes=st.lists(WISH, max_size=3).map(lambda made: {wish.name: wish for wish in made})))  # fmt: skip
 def test_a_document_comes_back_as_it_was_written(document: Document) -> None:
     with tempfile.TemporaryDirectory() as name:

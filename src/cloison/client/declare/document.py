@@ -32,6 +32,8 @@ class QubeWish:
     """Volume name -> size in bytes; volumes only grow."""
     devices: tuple[str, ...] | None = None
     """Assignments, each ``CLASS BACKEND:PORT MODE [OPTION=VALUE...]`` (see ``assignments``)."""
+    pool: str = ""
+    """Where its kept volumes are made; empty: in the system's default pools."""
     build: Mapping[str, object] | None = None
     """Options for building a TemplateVM that does not exist."""
 
@@ -44,6 +46,8 @@ class Document:
     """Explicit global properties; when the section exists, every other one has its default."""
     labels: Texts = field(default_factory=dict)
     """Name -> colour as 0xRRGGBB."""
+    pools: Mapping[str, Texts] = field(default_factory=dict)
+    """Name -> ``driver``, the driver's options, and ``revisions_to_keep``, ``ephemeral_volatile``."""
     qubes: Mapping[str, QubeWish] = field(default_factory=dict)
     policy: Texts | None = None
     """Policy file (``30-user``, ``include/NAME``) -> content."""

@@ -7,7 +7,7 @@ needs, and the problems that no step can solve. Pure. May import: client.calls, 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
@@ -20,6 +20,9 @@ from cloison.client.declare.text import size_text
 FIRST = ("provides_network", "template_for_dispvms")
 """Properties that make a qube fit to be named by others: switched on before anything else, switched off last."""
 SHOWN = 60
+USUAL_POOL = "default"
+POOL_SETTINGS = {"revisions_to_keep": "1", "ephemeral_volatile": "False"}
+"""What can be changed of a pool, and what a new one has."""
 
 
 class Effect(Enum):
@@ -71,6 +74,7 @@ def plan_changes(present: Document, wanted: Document, *, prune: bool = False) ->
     unnamed = [qube for qube in present.qubes.values() if qube.name not in wanted.qubes and qube.klass != "AdminVM"]
     steps = [
         *_labels(present.labels, wanted.labels, problems),
+        *_pools(present.pools, wanted.pools, problems),
         *_creations(new, present, problems),
         *_each(pairs, _fit_to_be_named),
         *_system(present.system or {}, wanted.system),
@@ -78,6 +82,7 @@ def plan_changes(present: Document, wanted: Document, *, prune: bool = False) ->
         *_each(pairs, _unfit),
         *_policy(present.policy or {}, wanted.policy),
         *(_removals(unnamed) if prune else ()),
+        *(_unnamed_pools(present, wanted) if prune else ()),
     ]
     return Plan(tuple(steps), tuple(problems), () if prune else tuple(qube.name for qube in unnamed))
 
@@ -89,8 +94,9 @@ def _each(pairs: Iterable[tuple[QubeWish, QubeWish]], steps_of: Any) -> Iterator
 
 def _as_created(wish: QubeWish) -> QubeWish:
     """What a qube is right after its creation, as far as documents tell."""
-    return QubeWish(wish.name, wish.klass, wish.label, wish.template, features={}, tags=frozenset(), devices=(),
+    made = QubeWish(wish.name, wish.klass, wish.label, wish.template, features={}, tags=frozenset(), devices=(),
                     firewall=("action=accept",), volumes={})  # fmt: skip
+    return replace(made, pool=wish.pool)
 
 
 def _labels(present: Texts, wanted: Texts, problems: list[str]) -> Iterator[Step]:
@@ -100,6 +106,31 @@ def _labels(present: Texts, wanted: Texts, problems: list[str]) -> Iterator[Step
             yield Step(Effect.ADD, f"label {label}", f"colour {colour}", act)
         elif present[label].lower() != colour.lower():
             problems.append(f"label {label} has the colour {present[label]}: a label's colour is for ever")
+
+
+def _pools(present: Mapping[str, Texts], wanted: Mapping[str, Texts], problems: list[str]) -> Iterator[Step]:
+    for name, wish in wanted.items():
+        old, about = present.get(name), f"pool {name}"
+        fixed = {key: value for key, value in wish.items() if key not in (*POOL_SETTINGS, "driver")}
+        if old is None:
+            act = devicecalls.pool_add(name, wish["driver"], fixed)
+            yield Step(Effect.ADD, about, f"add ({wish['driver']})", act)
+        elif wrong := [key for key, value in {**fixed, "driver": wish["driver"]}.items() if old.get(key) != value]:
+            problems.append(f"pool {name} has another {', '.join(wrong)}: that cannot be changed")
+            continue
+        for key in POOL_SETTINGS:
+            now = (old or POOL_SETTINGS).get(key)
+            if key in wish and not _same(now, wish[key]):
+                text = f"{key}: {_shown(now)} -> {_shown(wish[key])}"
+                yield Step(Effect.CHANGE, about, text, devicecalls.pool_set(name, key, wish[key]))
+
+
+def _unnamed_pools(present: Document, wanted: Document) -> Iterator[Step]:
+    """Only of a document that speaks of pools. One that is used stays: the step fails and says by whom."""
+    if wanted.pools:
+        for name in present.pools:
+            if name not in wanted.pools and name != USUAL_POOL:
+                yield Step(Effect.DESTROY, f"pool {name}", "remove", devicecalls.pool_remove(name))
 
 
 def _creations(new: Iterable[QubeWish], present: Document, problems: list[str]) -> Iterator[Step]:
@@ -129,11 +160,13 @@ def _creation(wish: QubeWish, problems: list[str]) -> Iterator[Step]:
         yield Step(Effect.ADD, about, text, calls.template_build(wish.name, options), is_long=True)
         return
     if wish.klass == "StandaloneVM" and wish.template:
-        act: Call[Any] = calls.clone(wish.template, wish.name, klass=wish.klass, label=wish.label)
+        act: Call[Any] = calls.clone(
+            wish.template, wish.name, klass=wish.klass, label=wish.label, pool=wish.pool or None
+        )
         yield Step(Effect.ADD, about, f"create (StandaloneVM, {wish.label}, a copy of {wish.template})", act, True)
         return
     template = wish.template if wish.klass in ("AppVM", "DispVM") else ""
-    act = calls.create(wish.klass, wish.name, wish.label, template=template)
+    act = calls.create(wish.klass, wish.name, wish.label, template=template, pool=wish.pool)
     yield Step(Effect.ADD, about, text, act)
     if wish.properties.get("template_for_dispvms", "").lower() in ("true", "1", "yes", "on"):
         act = calls.property_set(wish.name, "template_for_dispvms", "True")  # disposables may be made of it next
@@ -191,6 +224,8 @@ def _settings(old: QubeWish, wish: QubeWish, problems: list[str]) -> Iterator[St
     if old.klass != wish.klass:
         problems.append(f"qube {wish.name} is a {old.klass}, not a {wish.klass}: rename or remove it first")
         return
+    if wish.pool and old.pool != wish.pool:
+        problems.append(f"qube {wish.name} lives in pool {old.pool or 'default'}: volumes do not move")
     if wish.label and old.label != wish.label:
         yield _set(wish.name, about, "label", old.label, wish.label)
     if wish.klass in ("AppVM", "DispVM") and wish.template and old.template != wish.template:

@@ -6,6 +6,7 @@ In: something that carries out calls. Out: a ``Document``. May import: client.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from cloison.client import calls, devicecalls
@@ -24,6 +25,9 @@ IDENTITY = frozenset({"name", "qid", "uuid", "klass", "label", "template", "disp
 MOMENTARY = frozenset({"backup_timestamp", "start_time", "xid", "stubdom_xid", "stubdom_uuid", "is_preload"})
 """What happened to a qube, not how it shall be."""
 GROWING_VOLUMES = ("root", "private")
+KERNEL_POOL = "linux-kernel"
+MEASURED = frozenset({"name", "size", "usage", "included_in"})
+"""What a pool is called and how full it is, not how it shall be."""
 
 
 def read_present(do: Callable[[Call[Any]], Any], policy: Mapping[str, str] | None) -> Document:
@@ -45,7 +49,18 @@ def read_present(do: Callable[[Call[Any]], Any], policy: Mapping[str, str] | Non
         if not value.is_default
     }  # fmt: skip
     labels = {label: do(calls.label_colour(label)) for label in do(calls.label_list()) if label not in STANDARD_LABELS}
-    return Document(system=system, labels=labels, qubes=qubes, policy=policy)
+    usual = do(calls.property_get(None, "default_pool")).value or ""
+    qubes = {name: replace(wish, pool="" if wish.pool == usual else wish.pool) for name, wish in qubes.items()}
+    return Document(system=system, labels=labels, pools=_read_pools(do), qubes=qubes, policy=policy)
+
+
+def _read_pools(do: Callable[[Call[Any]], Any]) -> dict[str, Mapping[str, str]]:
+    """All but the built-in one of kernels."""
+    found = {name: do(calls.pool_info(name)) for name in do(calls.pool_list()) if name != KERNEL_POOL}
+    return {
+        name: {key: value for key, value in info.items() if key not in MEASURED}
+        for name, info in found.items()
+    }  # fmt: skip
 
 
 def _exists(do: Callable[[Call[Any]], Any], name: str) -> bool:
@@ -64,12 +79,13 @@ def _read_qube(
         if not value.is_default and key not in IDENTITY | MOMENTARY
     }
     features = {key: do(calls.feature_get(name, key)) for key in do(calls.feature_list(name))}
-    volumes = {}
+    volumes, pools = {}, set()
     if klass not in ("AdminVM", "RemoteVM"):
         for volume in do(calls.volume_list(name)):
             info = do(calls.volume_info(name, volume))
             if volume in GROWING_VOLUMES and info.get("save_on_stop") == "True":
                 volumes[volume] = int(info["size"])
+                pools.add(info.get("pool", ""))
     template = found["template"].value if "template" in found else None
     return QubeWish(
         name=name,
@@ -83,6 +99,7 @@ def _read_qube(
         notes=None if klass == "AdminVM" else do(calls.notes_get(name)) or None,
         volumes=volumes or None,
         devices=None if klass in ("AdminVM", "RemoteVM") else _read_devices(do, name, classes),
+        pool=pools.pop() if len(pools) == 1 else "",
     )
 
 

@@ -20,8 +20,8 @@ from cloison.errors import BadRequest
 
 MAX_INCLUDES = 64
 QUBE_KEYS = frozenset({"class", "label", "template", "features", "tags", "firewall", "notes", "volumes", "devices",
-                       "build"})  # fmt: skip
-TABLES = frozenset({"system", "labels", "qubes", "policy"})
+                       "pool", "build"})  # fmt: skip
+TABLES = frozenset({"system", "labels", "pools", "qubes", "policy"})
 _NUMBER = re.compile(r"0|-?[1-9][0-9]{0,17}", re.ASCII)
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 _VARIABLE = re.compile(r"(\$?)\$\{([A-Za-z0-9_-]+)\}")
@@ -95,12 +95,23 @@ def parse_document(table: Mapping[str, Any], where: str) -> Document:
     return Document(
         system=None if system is None else _texts(system, f"{where}: system"),
         labels=_texts(table.get("labels", {}), f"{where}: labels"),
+        pools={
+            name: _pool(entry, f"{where}: pools.{name}")
+            for name, entry in _table(table.get("pools", {}), f"{where}: pools").items()
+        },
         qubes={
             name: _qube(name, entry, f"{where}: qubes.{name}")
             for name, entry in _table(table.get("qubes", {}), f"{where}: qubes").items()
         },
         policy=None if policy is None else _texts(policy, f"{where}: policy"),
     )
+
+
+def _pool(entry: object, where: str) -> Mapping[str, str]:
+    pool = _texts(entry, where)
+    if not pool.get("driver"):
+        raise BadRequest(f"{where}: driver is missing")
+    return pool
 
 
 def _qube(name: str, entry: object, where: str) -> QubeWish:
@@ -120,6 +131,7 @@ def _qube(name: str, entry: object, where: str) -> QubeWish:
         label=str(entry.get("label", "")),
         template=_text(entry.get("template", ""), f"{where}: template"),
         properties=_texts(properties, where),
+        pool=_text(entry.get("pool", ""), f"{where}: pool"),
         features=None if features is None else _texts(features, f"{where}: features"),
         tags=None if tags is None else frozenset(_list(tags, f"{where}: tags")),
         firewall=None if firewall is None else tuple(_list(firewall, f"{where}: firewall")),
@@ -177,6 +189,7 @@ def write_document(document: Document) -> str:
         parts.append(_section("system", _plain(document.system)))
     if document.labels:
         parts.append(_section("labels", dict(document.labels)))
+    parts += [_section(f"pools.{_key(name)}", _plain(pool)) for name, pool in document.pools.items()]
     parts += [_qube_text(wish) for wish in document.qubes.values()]
     if document.policy is not None:
         parts.append(_section("policy", dict(document.policy)))
@@ -196,6 +209,8 @@ def _qube_text(wish: QubeWish) -> str:
     head: dict[str, object] = {} if wish.klass == "AdminVM" else {"class": wish.klass, "label": wish.label}
     if wish.template:
         head["template"] = wish.template
+    if wish.pool:
+        head["pool"] = wish.pool
     head |= _plain(wish.properties)
     if wish.tags is not None:
         head["tags"] = sorted(wish.tags)
