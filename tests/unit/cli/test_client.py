@@ -30,6 +30,14 @@ def test_a_call_that_is_refused_raises_what_the_daemon_said(daemon: Any) -> None
     assert caught.value.name == "QubesVMInUseError"
 
 
+def test_every_name_under_which_the_daemon_refuses_has_a_class() -> None:
+    from cloison.admin.contracts import ALWAYS, CHANGING, CONTRACTS, GUARDED
+    from cloison.client.failures import WIRE_NAMES
+
+    sent = {name for found in CONTRACTS.values() for name in found.errors} | ALWAYS | CHANGING | GUARDED
+    assert sent - WIRE_NAMES.keys() == {"QubesException"}, "that one is Refused itself"
+
+
 def test_a_connection_that_ends_without_an_answer_leaves_it_unknown(daemon: Any) -> None:
     daemon.answers("admin.vm.Start", b"")
     with pytest.raises(OutcomeUnknown, match=r"admin.vm.Start work"):
