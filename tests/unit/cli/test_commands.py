@@ -214,7 +214,7 @@ def test_a_guess_is_offered(cloison: Run) -> None:
     [
         (("kill", "work"), ["admin.vm.Kill work"]),
         (("pause", "work"), ["admin.vm.Pause work"]),
-        (("unpause", "work"), ["admin.vm.Unpause work"]),
+        (("unpause", "work"), ["admin.vm.List work", "admin.vm.Unpause work"]),
         (("start", "vault"), ["admin.vm.Start vault"]),
         (("shutdown", "work"), ["admin.vm.Shutdown+wait work"]),
         (("shutdown", "--force", "work"), ["admin.vm.Shutdown+force+wait work"]),
