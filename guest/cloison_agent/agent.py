@@ -92,7 +92,7 @@ class Agent:
     def window(self, session: int, stream: int) -> int:
         return self._port.connection.window(session, stream)
 
-    def pump(self, session: int, stream: int, fd: int) -> int:
+    def pump(self, session: int, stream: int, fd: int) -> int | None:
         return self._port.pump(session, stream, fd)
 
     def _receive(self, event: Event) -> None:

@@ -68,11 +68,10 @@ def _find_file(service: str, directories: tuple[str, ...]) -> tuple[str, os.stat
     name = full.partition("+")[0]
     if len(name) > MAX_FILE_NAME:
         raise LookupProblem("service name is too long", NOT_FOUND)
+    listings = [(directory, names) for directory in directories if (names := _names_in(directory))]
     for wanted in (full, name):
-        if len(wanted) > MAX_FILE_NAME:
-            continue
-        for directory in directories:
-            if wanted not in _names_in(directory):
+        for directory, names in listings:
+            if wanted not in names:
                 continue
             path = f"{directory}/{wanted}"
             try:

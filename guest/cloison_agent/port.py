@@ -1,7 +1,9 @@
 """The agent's end of the virtio-serial port.
 
-The port is edge-triggered in epoll: while no host is connected the kernel reports a hang-up all the time, and only an
-edge tells that one came. Frames of one turn of the loop leave together, since each write costs an exit to the emulator.
+While no host is connected the kernel reports a hang-up all the time, and only an edge tells that one came: then, and
+while bytes wait for the host, the port is edge-triggered in epoll. Otherwise it is watched for input alone, which saves
+the read that only says "nothing left": in Python an exception, dear where small messages come one by one. Frames of
+one turn of the loop leave together, since each write costs an exit to the emulator.
 """
 
 from __future__ import annotations
@@ -43,31 +45,35 @@ class Port:
         # Started anew under a living connection, we break it by what is no frame (and fills up one that our predecessor
         # left half written), and the host greets us again.
         self._new.append(FILLER)
-        loop.add(fd, READ | WRITE | EDGE, self._ready)
+        self._mask = READ | WRITE | EDGE
+        loop.add(fd, self._mask, self._ready)
         loop.after_each = self.flush
 
     def send(self, event: Event) -> None:
         """Queue an event; it leaves at the end of this turn of the loop."""
         self._new.append(self.connection.send(event))
 
-    def pump(self, session: int, stream: int, fd: int) -> int:
+    def pump(self, session: int, stream: int, fd: int) -> int | None:
         """Read what ``fd`` has, as far as the window goes, right into frames and send them; returns how many bytes.
 
-        Raises what reading raises. Bytes are not copied on their way, unless the port is full.
+        None: the window is closed (or the session over), and nothing was read. Raises what reading raises. Bytes are
+        not copied on their way, unless the port is full.
         """
-        room = self.connection.window(session, stream)
-        whole, part = divmod(room, SLOT_BYTES - HEADER_BYTES)
-        payloads = self._payloads[:whole]
-        if part and whole < SLOTS:
-            payloads.append(self._payloads[whole][:part])
+        room, payloads = self.connection.window(session, stream), self._payloads
+        if not room:
+            return None
+        if room < SLOTS * SLOT_BYTES:
+            whole, part = divmod(room, SLOT_BYTES - HEADER_BYTES)
+            payloads = payloads[:whole]
+            if part and whole < SLOTS:
+                payloads.append(self._payloads[whole][:part])
         size_bytes = os.readv(fd, payloads)
         end = self._write_headers(session, stream, size_bytes)
         if self._new:
             self.flush()
         done = 0 if self._waiting else self._write_slots(end)
         if done < end:
-            self._waiting.append(memoryview(bytes(self._slots[done:end])))
-            self._waiting_bytes += end - done
+            self._wait_with(bytes(self._slots[done:end]))
         return size_bytes
 
     def _write_headers(self, session: int, stream: int, size_bytes: int) -> int:
@@ -104,9 +110,16 @@ class Port:
             self._drop_output()
             self._on_event(Restarted("the host hung up"))
 
+    def _watch(self) -> None:
+        """Have epoll tell what is of interest now (see above)."""
+        mask = READ if self.connection.connected and not self._waiting else READ | WRITE | EDGE
+        if mask != self._mask:
+            self._mask = mask
+            self._loop.change(self._fd, mask)
+
     def _read_all(self) -> bool:
-        """Take what there is; whether a host is there. (Without one, a read returns nothing at once instead of "would
-        block".) Only those two answers end it: what stays unread makes no edge of its own."""
+        """Take what there is; whether a host is there, as far as is known. (Without one, a read returns nothing at once
+        instead of "would block".) On edges only those two answers end it: what stays unread makes no edge."""
         pages = self._pages[:1]
         while True:
             try:
@@ -118,15 +131,19 @@ class Port:
             if not size:
                 return False
             self._receive(self._input[:size])
+            if size < PAGE_BYTES and not self._mask & EDGE:
+                return True
             pages = self._pages if size >= PAGE_BYTES else self._pages[:1]
 
     def _receive(self, data: bytes | memoryview) -> None:
         connection = self.connection
         events = connection.receive_data(data)
-        if any(isinstance(event, Restarted) for event in events):
-            # Before the events, whose answers are for the new host. Its HELLO drops nothing: our answer to its greeting
-            # may still wait here, if they came in two reads.
-            self._drop_output()
+        for event in events:
+            if isinstance(event, Restarted):
+                # Before the events, whose answers are for the new host. Its HELLO drops nothing: our answer to its
+                # greeting may still wait here, if they came in two reads.
+                self._drop_output()
+                break
         for event in events:
             self._on_event(event)
         answer = connection.data_to_send()
@@ -138,6 +155,12 @@ class Port:
         self._new.clear()
         self._waiting.clear()
         self._waiting_bytes = 0
+        self._watch()
+        self._loop.pause_producers(False)
+
+    def _wait_with(self, data: bytes) -> None:
+        self._waiting.append(memoryview(data))
+        self._waiting_bytes += len(data)
 
     def flush(self) -> None:
         """Write what can be written; pause producers while too much waits."""
@@ -145,8 +168,9 @@ class Port:
             data = self._new[0] if len(self._new) == 1 else b"".join(self._new)
             self._new.clear()
             if data:
-                self._waiting.append(memoryview(data))
-                self._waiting_bytes += len(data)
+                self._wait_with(data)
+        elif not self._waiting:
+            return
         waiting = self._waiting
         while waiting:
             piece = waiting[0]
@@ -162,4 +186,5 @@ class Port:
                 waiting.popleft()
             else:
                 waiting[0] = piece[written:]
+        self._watch()
         self._loop.pause_producers(self._waiting_bytes >= FULL)

@@ -47,7 +47,7 @@ class Outlet(Protocol):
 
     def send(self, event: Event) -> None: ...
     def window(self, session: int, stream: int) -> int: ...
-    def pump(self, session: int, stream: int, fd: int) -> int: ...
+    def pump(self, session: int, stream: int, fd: int) -> int | None: ...
 
 
 class Source:
@@ -68,26 +68,30 @@ class Source:
         loop.add(fd, READ, self._ready, producer=True)
 
     def _ready(self, mask: int) -> None:
-        if not self._outlet.window(self._session, self._stream):
-            self._loop.remove(self._fd)
-            return
         try:
-            size_bytes = self._move()
+            # Hung up and nothing to read: all writers are gone, and asking once more would tell the same.
+            size_bytes = self._move() if mask & READ else 0
         except BlockingIOError:
             return
         except OSError:  # EIO: the last holder of the terminal is gone; ECONNRESET: so is the peer
             size_bytes = 0
-        if not size_bytes:
+        if size_bytes is None:
+            self._loop.remove(self._fd)
+        elif not size_bytes:
             self.close()
             self._on_end(bool(mask & HANGUP))
         elif size_bytes >= MAX_PAYLOAD - 4096 and not self._widened:
             self._widened = True
             widen_pipe(self._fd)
 
-    def _move(self) -> int:
+    def _move(self) -> int | None:
+        """As ``Port.pump``."""
         if self.copy is None:
             return self._outlet.pump(self._session, self._stream, self._fd)
-        data = os.read(self._fd, min(self._outlet.window(self._session, self._stream), MAX_PAYLOAD))
+        room = self._outlet.window(self._session, self._stream)
+        if not room:
+            return None
+        data = os.read(self._fd, min(room, MAX_PAYLOAD))
         if data:
             self._outlet.send(Data(self._session, self._stream, data))
             self.copy(data)

@@ -17,6 +17,7 @@ from cloison.wire.frames import (
     LENGTHS,
     MAGIC,
     MAX_GARBAGE,
+    MAX_PAYLOAD,
     MAX_SESSIONS,
     NONCE_BYTES,
     Kind,
@@ -47,6 +48,7 @@ LEG_SESSION = 1
 
 _STDIN, _STDERR, _FIRST_SESSION_KIND = int(Kind.STDIN), int(Kind.STDERR), int(Kind.OPEN)
 _unpack_header = HEADER.unpack_from
+_CONNECTED = frozenset({State.CALLER, State.SERVICE})
 
 
 class Role(Enum):
@@ -290,13 +292,17 @@ class Connection:
     def data_header(self, session: int, stream: int, size_bytes: int) -> bytes:
         """Instead of ``send(Data(...))``: the bytes to be followed by ``size_bytes`` of payload that the caller writes
         (or splices) itself, at once. b'' means that the session is over and nothing must be written."""
-        data = Data(session, stream, b"")
-        if not 0 <= size_bytes <= LENGTHS[Kind.STDIN][1]:
+        if not 0 <= size_bytes <= MAX_PAYLOAD:
             raise LocalProtocolError(f"a frame of {size_bytes} bytes")
-        if not self._may_send(data, Kind.STDIN + stream, session, size_bytes):
+        found, kind = self._sessions.get(session), _STDIN + stream
+        if found is None or found.ended or self._dead:
             return self.data_to_send()
-        self._out.append(HEADER.pack(size_bytes, session, Kind.STDIN + stream))
-        return self.data_to_send()
+        if kind not in WE_MAY[found.state]:
+            raise LocalProtocolError(f"Data while {found.state.value!r}")
+        if wrong := found.count_data(stream, size_bytes):
+            raise LocalProtocolError(wrong)
+        header = HEADER.pack(size_bytes, session, kind)
+        return self.data_to_send() + header if self._out else header
 
     def data_to_send(self) -> bytes:
         """Automatic answers and the greeting; call it after ``receive_data`` and once at the beginning."""
@@ -362,9 +368,10 @@ class Connection:
     def window(self, session: int, stream: int) -> int:
         """How many bytes of this stream may be sent now; 0 when it or the session has ended."""
         found = self._sessions.get(session)
-        if found is None or found.ended or found.state not in (State.CALLER, State.SERVICE):
+        if found is None or found.ended or found.state not in _CONNECTED:
             return 0
-        return max(0, found.windows[stream])
+        window = found.windows[stream]
+        return window if window > 0 else 0
 
     def is_live(self, session: int) -> bool:
         """Whether neither side has said its last word."""

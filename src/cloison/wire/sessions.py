@@ -19,6 +19,9 @@ from cloison.wire.frames import WINDOW, Kind
 class State(Enum):
     """Seen from one end."""
 
+    # Looked up for each frame: an enumeration's own hash is a function in Python, which costs more than the lookup.
+    __hash__ = object.__hash__
+
     CALLING = "we asked for a call and wait for the answer"
     ASKED = "the peer asked for a call and waits for our answer"
     CALLER = "connected, we are the calling end"
