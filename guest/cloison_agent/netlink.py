@@ -72,10 +72,11 @@ class Netlink:
         flags, change = (IFF_UP if up else 0, IFF_UP) if up is not None else (0, 0)
         self._ask(SETLINK, 0, _LINK.pack(socket.AF_UNSPEC, 0, index, flags, change) + attributes)
 
-    def add_address(self, index: int, address: str) -> None:
-        """The address alone, no network around it."""
+    def add_address(self, index: int, address: str, *, prefix: int | None = None) -> None:
+        """The address alone, or with a network around it that is reached directly."""
         family, packed = _pack(address)
-        body = _ADDRESS.pack(family, len(packed) * 8, _IFA_F_NODAD if family == socket.AF_INET6 else 0, 0, index)
+        length = len(packed) * 8 if prefix is None else prefix
+        body = _ADDRESS.pack(family, length, _IFA_F_NODAD if family == socket.AF_INET6 else 0, 0, index)
         self._ask(
             _NEWADDR, _CREATE | _REPLACE, body + _attribute(_IFA_LOCAL, packed) + _attribute(_IFA_ADDRESS, packed)
         )

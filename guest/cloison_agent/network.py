@@ -14,9 +14,10 @@ from contextlib import suppress
 from typing import Any
 
 from cloison.wire.firewall import parse_rules as parse_firewall
-from cloison.wire.network import Downlink, Downlinks, Uplink, parse_downlinks, parse_rules, parse_uplink
+from cloison.wire.network import Downlink, Downlinks, HandedCard, Uplink, parse_downlinks, parse_rules, parse_uplink
 from cloison.wire.nftables import link_text, whole_text
 from cloison_agent.agent import Agent, Answer
+from cloison_agent.dhcp import DhcpClient, Lease
 from cloison_agent.firewall import NFT, Firewall
 from cloison_agent.loop import READ
 from cloison_agent.netlink import Card, Netlink
@@ -27,6 +28,7 @@ and fifty may come at once."""
 UPLINK_NAME = "eth0"
 RESOLV_CONF = "/etc/resolv.conf"
 SYSCTL = "/proc/sys/net"
+CARDS = "/sys/class/net"
 
 
 class Network:
@@ -38,6 +40,9 @@ class Network:
         self._waiting: list[_Wait] = []
         self._rules: dict[str, list[str]] = {}
         self._firewall: Firewall | None = None
+        self._client: DhcpClient | None = None
+        self._lease: Lease | None = None
+        self._told_downlinks: Downlinks | None = None
         self.downlinks: dict[str, Downlink] = {}
         self._set_up: dict[str, tuple[Card, Downlink, str, str]] = {}
         """Of each link what it was set up from: that of many clients is not done again for each that comes."""
@@ -51,17 +56,53 @@ class Network:
         """``network``: answers when the card is there and set up."""
         uplink = parse_uplink(fields)
         if uplink is None:
+            self._forget_lease()
             _write(RESOLV_CONF, "")
             answer()
             return
+        wanted = uplink.port if isinstance(uplink, HandedCard) else uplink.mac
 
         def found(cards: Mapping[str, Card]) -> None:
-            if (card := cards.get(uplink.mac)) is None:
-                answer(error=f"no network card {uplink.mac} has appeared")
+            if (card := cards.get(wanted)) is None:
+                answer(error=f"no network card {wanted} has appeared")
+            elif isinstance(uplink, HandedCard):
+                answer(interface=self._ask_for_address(agent, card))
             else:
+                self._forget_lease()
                 answer(interface=set_up_uplink(self.kernel(), card, uplink))
 
-        self._await_cards(agent, frozenset({uplink.mac}), answer, found)
+        self._await_cards(agent, frozenset({wanted}), answer, found)
+
+    def _ask_for_address(self, agent: Agent, card: Card) -> str:
+        """The network beyond a handed-over card says who we are there; now, or when it is there at last."""
+        if self._client is None or self._client.card.number != card.number:
+            self._forget_lease()
+            card = raise_card(self.kernel(), card)
+            self._client = DhcpClient(agent.loop, card, lambda lease: self._take_lease(agent, lease))
+        return self._client.card.name
+
+    def _take_lease(self, agent: Agent, lease: Lease | None) -> None:
+        assert self._client is not None, "it is what told us"
+        if lease is not None and lease == self._lease:
+            return  # prolonged
+        self._lease = lease
+        try:
+            set_up_lease(self.kernel(), self._client.card, lease)
+        except OSError as error:
+            print("lease:", error, file=sys.stderr, flush=True)
+        if self._told_downlinks is not None:
+            self.firewall(agent).apply_links(self._with_resolvers(self._told_downlinks), lambda why: None)
+
+    def _forget_lease(self) -> None:
+        if self._client is not None:
+            self._client.stop()
+        self._client = self._lease = None
+
+    def _with_resolvers(self, downlinks: Downlinks) -> Downlinks:
+        """Who answers our clients' questions, if dom0 leaves that to the network beyond."""
+        if downlinks.resolvers or self._lease is None:
+            return downlinks
+        return downlinks._replace(resolvers=self._lease.dns)
 
     def firewall(self, agent: Agent) -> Firewall:
         if self._firewall is None:
@@ -71,7 +112,7 @@ class Network:
     def connect(self, agent: Agent, fields: Mapping[str, Any], answer: Answer) -> None:
         """``downlinks``: closes whatever is not named, then answers when all cards are there or late (``missing``);
         ``closed`` are links that wait for their rules."""
-        wanted = parse_downlinks(fields)
+        self._told_downlinks = wanted = parse_downlinks(fields)
         gone = self.downlinks.keys() - {link.interface for link in wanted.links}
         self.downlinks = {link.interface: link for link in wanted.links}
         for interface in gone:
@@ -93,7 +134,7 @@ class Network:
             else:
                 self._await_cards(agent, frozenset(link.mac for link in wanted.links), answer, found)
 
-        self.firewall(agent).apply_links(wanted, filtered)
+        self.firewall(agent).apply_links(self._with_resolvers(wanted), filtered)
 
     def _set_up_link(self, card: Card, link: Downlink, wanted: Downlinks) -> None:
         name = link.interface
@@ -129,14 +170,14 @@ class Network:
                         self.kernel().set_link(card.number, up=False)
 
     def _await_cards(
-        self, agent: Agent, macs: frozenset[str], answer: Answer, found: Callable[[Mapping[str, Card]], None]
+        self, agent: Agent, wanted: frozenset[str], answer: Answer, found: Callable[[Mapping[str, Card]], None]
     ) -> None:
-        """Call ``found`` with the cards by hardware address once all are there, or with those that are when it is
-        late."""
+        """Call ``found`` with the cards once all are there that are wanted, or with those that are when it is late; by
+        hardware address, and by port where one is wanted."""
         if self._told is None:
             self._told = Netlink(follow_links=True)
             agent.loop.add(self._told.fileno(), READ, lambda _: self._look())
-        wait = _Wait(macs, answer, found)
+        wait = _Wait(wanted, answer, found)
         self._waiting.append(wait)
         agent.loop.later(CARD_TIMEOUT_S, lambda: self._give_up(wait))
         self._look()
@@ -145,22 +186,29 @@ class Network:
         if self._told is not None:
             self._told.drain()
         if self._waiting:
-            cards = {card.mac: card for card in self.kernel().cards()}
-            for wait in [wait for wait in self._waiting if wait.macs <= cards.keys()]:
+            cards = self._cards()
+            for wait in [wait for wait in self._waiting if wait.wanted <= cards.keys()]:
                 self._waiting.remove(wait)
                 wait.end(cards)
 
+    def _cards(self) -> dict[str, Card]:
+        present = self.kernel().cards()
+        ports = {identity for wait in self._waiting for identity in wait.wanted if "." in identity}
+        behind = {port: card for port in ports for card in present if is_behind(card, port)}
+        return {card.mac: card for card in present} | behind
+
     def _give_up(self, wait: _Wait) -> None:
         if wait in self._waiting:
+            cards = self._cards()
             self._waiting.remove(wait)
-            wait.end({card.mac: card for card in self.kernel().cards()})
+            wait.end(cards)
 
 
 class _Wait:
     """A request that waits for cards."""
 
-    def __init__(self, macs: frozenset[str], answer: Answer, found: Callable[[Mapping[str, Card]], None]) -> None:
-        self.macs = macs
+    def __init__(self, wanted: frozenset[str], answer: Answer, found: Callable[[Mapping[str, Card]], None]) -> None:
+        self.wanted = wanted
         self._answer = answer
         self._found = found
 
@@ -198,10 +246,7 @@ def _rehearse(command: list[str], text: str = "") -> None:
 
 def set_up_uplink(kernel: Netlink, card: Card, uplink: Uplink) -> str:
     """Addresses alone, the gateway reached directly: nothing else is on this cable. Returns the card's name."""
-    if card.name != UPLINK_NAME and not card.is_up:
-        with suppress(OSError):  # the name is taken by a card on its way out
-            kernel.set_link(card.number, name=UPLINK_NAME)
-            card = card._replace(name=UPLINK_NAME)
+    card = _named(kernel, card)
     _set_ipv6(card.name, bool(uplink.ip6))
     kernel.flush_addresses(card.number)
     kernel.set_link(card.number, up=True, mtu=uplink.mtu)
@@ -218,6 +263,40 @@ def set_up_uplink(kernel: Netlink, card: Card, uplink: Uplink) -> str:
             kernel.add_route(card.number, everything, gateway=gateway, source=address)
     _write(RESOLV_CONF, "".join(f"nameserver {server}\n" for server in uplink.dns))
     return card.name
+
+
+def raise_card(kernel: Netlink, card: Card) -> Card:
+    """A handed-over card, up and without addresses. Nobody tells it an IPv6 address."""
+    card = _named(kernel, card)
+    _set_ipv6(card.name, False)
+    kernel.flush_addresses(card.number)
+    kernel.set_link(card.number, up=True)
+    return card
+
+
+def set_up_lease(kernel: Netlink, card: Card, lease: Lease | None) -> None:
+    """What the network beyond the card says that we are there; None: it says nothing any more."""
+    kernel.flush_addresses(card.number)
+    if lease is not None:
+        kernel.add_address(card.number, lease.ip, prefix=lease.prefix)
+        if lease.gateway:
+            kernel.add_route(card.number, "default4", gateway=lease.gateway, source=lease.ip)
+    _write(RESOLV_CONF, "".join(f"nameserver {server}\n" for server in lease.dns) if lease else "")
+
+
+def is_behind(card: Card, port: str) -> bool:
+    """Whether the card is a device, or a device's part, behind the PCI port."""
+    return port in os.path.realpath(f"{CARDS}/{card.name}/device").split("/")
+
+
+def _named(kernel: Netlink, card: Card) -> Card:
+    if card.name == UPLINK_NAME or card.is_up:
+        return card
+    try:
+        kernel.set_link(card.number, name=UPLINK_NAME)
+    except OSError:  # the name is taken by a card on its way out
+        return card
+    return card._replace(name=UPLINK_NAME)
 
 
 def set_up_downlink(kernel: Netlink, card: Card, link: Downlink, netvm: Downlinks) -> None:

@@ -45,6 +45,14 @@ class Uplink(NamedTuple):
     mtu: int
 
 
+class HandedCard(NamedTuple):
+    """A qube's own way out: a network card of the host that was handed to it. It asks the network for its address."""
+
+    port: str
+    """PCI address (``0000:00:10.3``) of the port that it is behind in the qube: the card's own hardware address is
+    nothing that dom0 knows."""
+
+
 class Downlink(NamedTuple):
     """One client of a netvm."""
 
@@ -72,7 +80,7 @@ class Downlinks(NamedTuple):
     gateway6: str
     resolvers: tuple[str, ...]
     """Where the netvm sends its clients' questions to 10.139.1.1 and .2: its own way out's resolvers, of either family.
-    Empty: nowhere."""
+    Empty: where its network told it, if it asks one for its address; else nowhere."""
     links: tuple[Downlink, ...]
 
 
@@ -94,6 +102,7 @@ _MAC = text("(?:[0-9a-f]{2}:){5}[0-9a-f]{2}")
 _NO_MAC = text("(?:(?:[0-9a-f]{2}:){5}[0-9a-f]{2})?")
 _INTERFACE = text("vif[0-9]{1,9}")
 _MTU = integer(1280, 65535)
+_PORT = text("[0-9a-f]{4}:[0-9a-f]{2}:[01][0-9a-f][.][0-7]")
 
 
 def _addresses(value: object) -> bool:
@@ -119,17 +128,19 @@ _RULES: Mapping[str, Check] = {
 }  # fmt: skip
 
 
-def uplink_fields(uplink: Uplink | None) -> dict[str, Any]:
+def uplink_fields(uplink: Uplink | HandedCard | None) -> dict[str, Any]:
     """Fields of ``network``."""
     return {"uplink": None if uplink is None else uplink._asdict()}
 
 
-def parse_uplink(fields: Mapping[str, Any]) -> Uplink | None:
+def parse_uplink(fields: Mapping[str, Any]) -> Uplink | HandedCard | None:
     """None: the qube has no network."""
     if fields.keys() != {"uplink"}:
         raise RemoteProtocolError("network needs the field uplink and no other")
     if fields["uplink"] is None:
         return None
+    if isinstance(fields["uplink"], Mapping) and "port" in fields["uplink"]:
+        return HandedCard(**_checked(fields["uplink"], {"port": _PORT}))
     checked = _checked(fields["uplink"], _UPLINK)
     return Uplink(**{**checked, "dns": tuple(checked["dns"])})
 

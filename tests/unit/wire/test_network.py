@@ -28,6 +28,8 @@ def through_json(fields):
 def test_each_message_comes_back_whole():
     assert net.parse_uplink(through_json(net.uplink_fields(UPLINK))) == UPLINK
     assert net.parse_uplink(through_json(net.uplink_fields(None))) is None
+    card = net.HandedCard("0000:00:10.3")
+    assert net.parse_uplink(through_json(net.uplink_fields(card))) == card
     assert net.parse_downlinks(through_json(net.downlinks_fields(DOWNLINKS))) == DOWNLINKS
 
 
@@ -39,6 +41,12 @@ def test_each_message_comes_back_whole():
 def test_a_field_of_the_wrong_kind_is_refused(change):
     with pytest.raises(RemoteProtocolError):
         net.parse_uplink({"uplink": {**UPLINK._asdict(), **change}})
+
+
+@pytest.mark.parametrize("port", ["", "eth0", "0000:00:10", "0000:00:20.0", "../0000:00:10.3", 3, None])
+def test_a_handed_card_is_behind_a_port(port):
+    with pytest.raises(RemoteProtocolError):
+        net.parse_uplink({"uplink": {"port": port}})
 
 
 @pytest.mark.parametrize("links", [[LINK, LINK], [LINK._replace(interface="eth0")], [LINK._replace(client="a b")]])
