@@ -35,7 +35,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "autostart",
         "standalone",
     ),
-    "The network": ("firewall", "net"),
+    "The network": ("firewall", "net", "pci"),
     "A whole system as a file": ("export", "plan", "apply"),
     "Templates and storage": ("template", "update", "forkpoint", "volume", "pool", "device"),
     "Who may call whom": ("policy", "limits", "calls", "ask-agent", "audit"),

@@ -41,6 +41,7 @@ CHECKS: tuple[Check, ...] = (
     Check("package sources", Topic.PROGRAMS, packages.find_package_sources),
     Check("jail", Topic.ISOLATION, host.find_jail),
     Check("subordinate ids", Topic.ISOLATION, host.find_subordinate_ids),
+    Check("IOMMU", Topic.ISOLATION, host.find_iommu),
     Check("memory", Topic.ROOM, host.find_memory),
     Check("disk", Topic.ROOM, host.find_disk),
     Check("inodes", Topic.ROOM, host.find_inodes),

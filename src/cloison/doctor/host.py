@@ -18,6 +18,7 @@ from pathlib import Path
 from cloison.doctor.result import Finding, Ground, Status
 from cloison.drivers.hypervisor.jail import check_jail
 from cloison.drivers.hypervisor.probe import KVM_DEVICE, probe_kvm
+from cloison.drivers.pci.host import count_groups
 from cloison.errors import BackendFailed
 
 QEMU = "qemu-system-x86_64"
@@ -116,6 +117,13 @@ def find_jail(ground: Ground) -> Finding:
     except BackendFailed as error:
         return Finding(Status.FAILED, error.message, error.hint)
     return Finding(Status.OK, "bubblewrap makes user, mount, pid, network and ipc namespaces")
+
+
+def find_iommu(ground: Ground) -> Finding:
+    """Needed by nobody but a sys-net with a network card of its own."""
+    if groups := count_groups():
+        return Finding(Status.OK, f"there is one ({groups} groups): network cards can be handed over to qubes")
+    return Finding(Status.OK, "none is in use: network cards cannot be handed over to qubes (sys-net uses passt)")
 
 
 def find_subordinate_ids(ground: Ground) -> Finding:

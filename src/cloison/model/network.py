@@ -5,6 +5,7 @@ In: an inventory. Out: paths, loops, addresses of links. May import: wire. Rules
 
 from __future__ import annotations
 
+import re
 from enum import Enum
 from pathlib import PurePosixPath
 from typing import NamedTuple
@@ -21,6 +22,7 @@ UPLINK_FEATURE = "uplink"
 HOST_PORTS_FEATURE = "uplink-host-ports"
 """TCP ports of the host's loopback that qubes may reach through passt, blank-separated; none by default."""
 IPV6_FEATURE = "ipv6"
+PCI_ADDRESS = re.compile(r"[0-9a-f]{4}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]", re.ASCII)
 WIDE_MTU = 65520
 """Of links between qubes: nothing on the way needs small packets, and each packet costs the same."""
 
@@ -33,6 +35,8 @@ class WayOut(Enum):
     NONE = "none"
     JOIN = "join"
     """A socket of somebody else: another Cloison system, a test's peer."""
+    PCI = "pci"
+    """A network card of the host, handed over: the machine has it from its start to its end."""
 
 
 class Exit(NamedTuple):
@@ -42,19 +46,35 @@ class Exit(NamedTuple):
     socket: PurePosixPath | None = None
     """Of ``join``: speaks QEMU's stream framing (each packet after its length, four bytes, big-endian)."""
     host_ports: tuple[int, ...] = ()
+    device: str = ""
+    """Of ``pci``: the card's address on the host, ``0000:02:00.0``."""
 
 
 def parse_way_out(untrusted_text: str, untrusted_ports: str = "") -> Exit:
-    """The value of the feature ``uplink``: ``passt``, ``none`` or ``join:/PATH``; empty is ``passt``."""
-    kind, _, path = untrusted_text.partition(":")
-    if kind == "join" and path.startswith("/"):
-        return Exit(WayOut.JOIN, socket=PurePosixPath(path))
-    if path or kind not in ("", "passt", "none"):
-        raise BadRequest(f"uplink {untrusted_text[:60]!a} is none of passt, none, join:/PATH")
+    """The value of the feature ``uplink``: ``passt`` (also if empty), ``none``, ``join:/PATH`` or ``pci:ADDRESS``."""
+    kind, _, where = untrusted_text.partition(":")
+    if kind == "join" and where.startswith("/"):
+        return Exit(WayOut.JOIN, socket=PurePosixPath(where))
+    if kind == "pci":
+        return Exit(WayOut.PCI, device=parse_pci_address(where))
+    if where or kind not in ("", "passt", "none"):
+        raise BadRequest(f"uplink {untrusted_text[:60]!a} is none of passt, none, join:/PATH, pci:ADDRESS")
     ports = untrusted_ports.split()
     if not all(port.isdecimal() and 0 < int(port) < 65536 for port in ports):
         raise BadRequest(f"{HOST_PORTS_FEATURE} {untrusted_ports[:60]!a} must be port numbers separated by blanks")
     return Exit(WayOut(kind or "passt"), host_ports=tuple(int(port) for port in ports))
+
+
+def parse_pci_address(untrusted_text: str) -> str:
+    """``DDDD:BB:DD.F`` in small letters; the domain may be left out when it is 0000."""
+    address = untrusted_text.lower()
+    if address.count(":") == 1:
+        address = f"0000:{address}"
+    if not PCI_ADDRESS.fullmatch(address):
+        raise BadRequest(
+            f"{untrusted_text[:40]!a} is no PCI address such as 0000:02:00.0", hint="`cloison pci list` shows them"
+        )
+    return address
 
 
 def find_exit(inventory: Inventory, name: str) -> Exit | None:
@@ -64,6 +84,15 @@ def find_exit(inventory: Inventory, name: str) -> Exit | None:
     return parse_way_out(
         inventory.feature(name, UPLINK_FEATURE) or "", inventory.feature(name, HOST_PORTS_FEATURE) or ""
     )
+
+
+def handed_devices(inventory: Inventory, name: str) -> tuple[str, ...]:
+    """Addresses of the host's PCI devices that the qube is to have from its start on."""
+    try:
+        exit = find_exit(inventory, name)
+    except BadRequest:
+        return ()  # nobody knows what is meant; that is told when the way out is opened
+    return (exit.device,) if exit is not None and exit.kind is WayOut.PCI else ()
 
 
 def netvm_of(inventory: Inventory, name: str) -> Qube | None:

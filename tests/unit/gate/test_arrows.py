@@ -19,7 +19,12 @@ DRIVER_INTERFACES = (
     "cloison.drivers.storage.base",
     "cloison.drivers.state.base",
 )
-HOST_PROBES = (*DRIVER_INTERFACES, "cloison.drivers.hypervisor.probe", "cloison.drivers.hypervisor.jail")
+HOST_PROBES = (
+    *DRIVER_INTERFACES,
+    "cloison.drivers.hypervisor.probe",
+    "cloison.drivers.hypervisor.jail",
+    "cloison.drivers.pci.host",
+)
 ARROWS: dict[str, tuple[str, ...]] = {
     "wire": (),
     "model": ("cloison.wire",),
@@ -37,6 +42,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
 EXCEPTIONS = {
     "cli/daemon.py": ("cloison.daemon",),
     "cli/audit.py": ("cloison.qrexec.audit",),
+    "cli/pci.py": ("cloison.drivers.pci", "cloison.model.network"),
     "cli/policy.py": ("cloison.policy",),
     "cli/limits.py": ("cloison.policy",),
     "doctor/audit.py": ("cloison.qrexec.audit",),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -95,6 +96,8 @@ def test_interfaces_and_hardware_addresses_differ_for_each_client(chain):
         ("", "", Exit(WayOut.PASST)),
         ("passt", "8080 53", Exit(WayOut.PASST, host_ports=(8080, 53))),
         ("none", "", Exit(WayOut.NONE)),
+        ("pci:0000:02:00.0", "", Exit(WayOut.PCI, device="0000:02:00.0")),
+        ("pci:0A:1f.7", "", Exit(WayOut.PCI, device="0000:0a:1f.7")),
         ("join:/run/peer", "", Exit(WayOut.JOIN, socket=network.PurePosixPath("/run/peer"))),
     ],
 )
@@ -103,7 +106,12 @@ def test_the_end_of_a_chain(uplink, ports, found):
 
 
 @pytest.mark.parametrize(
-    ("uplink", "ports"), [("tap0", ""), ("join:run", ""), ("passt:x", ""), ("", "0"), ("", "70000"), ("", "80,81")]
+    ("uplink", "ports"),
+    [
+        *[("tap0", ""), ("join:run", ""), ("passt:x", ""), ("", "0"), ("", "70000"), ("", "80,81")],
+        *[("pci", ""), ("pci:", ""), ("pci:eth0", ""), ("pci:0000:02:20.0", ""), ("pci:0000:02:00.8", "")],
+        *[("pci:0000:02:00.0,x-opt=on", ""), ("pci:0000:02:00.0\n", ""), ("pci:../0000:02:00.0", "")],
+    ],
 )
 def test_an_end_that_is_none(uplink, ports):
     with pytest.raises(BadRequest):
@@ -133,3 +141,14 @@ def test_templates_are_asked_for_news_once_a_day():
     assert list(find_due(picture(*qubes), now)) == []
     assert set(find_due(picture(*qubes, way_out), now)) == {"never", "yesterday", "broken"}
     assert list(find_due(picture(*qubes, way_out, settings={"check_updates_vm": False}), now)) == []
+
+
+def test_a_handed_over_card_is_the_end_s_alone(chain):
+    end = chain.qube("net")
+    assert network.handed_devices(chain, "net") == ()
+    given = replace(end, features={"uplink": "pci:0000:02:00.0"})
+    changed = replace(chain, qubes={**chain.qubes, end.name: given}, _memo={})
+    assert network.handed_devices(changed, "net") == ("0000:02:00.0",)
+    assert network.handed_devices(changed, "work") == ()
+    broken = replace(end, features={"uplink": "pci:pigeon"})
+    assert network.handed_devices(replace(chain, qubes={**chain.qubes, end.name: broken}, _memo={}), "net") == ()

@@ -28,11 +28,11 @@ class OpenedExit:
 
 class WaysOut(Protocol):
     async def open(self, exit: Exit, name: str, mac: str, *, ipv6: bool = False) -> OpenedExit:
-        """Open the way out of the qube ``name`` (which is not NONE). BackendFailed saying what is missing."""
+        """Open the way out of the qube ``name``, which is neither NONE nor PCI. BackendFailed says what is missing."""
         ...
 
     def resolvers(self, exit: Exit) -> tuple[str, ...]:
-        """What the netvm at this way out asks for names."""
+        """What the netvm at this way out asks for names; none: whom the network beyond tells it."""
         ...
 
     async def wait_gone(self, link: str) -> None:

@@ -44,12 +44,14 @@ class HostWaysOut:
                 return await _open_passt(exit, name, mac, ipv6)
             case WayOut.JOIN:
                 return await _join(exit, name, mac, ipv6)
+            case WayOut.PCI:
+                raise BadRequest(f"the way out of {name} is in its machine: there is nothing to open")
             case WayOut.NONE:
                 raise BadRequest(f"{name} has no way out: its uplink is none")
 
     def resolvers(self, exit: Exit) -> tuple[str, ...]:
         """See WaysOut.resolvers."""
-        return () if exit.kind is WayOut.NONE else (RESOLVER,)
+        return (RESOLVER,) if exit.kind in (WayOut.PASST, WayOut.JOIN) else ()
 
     async def wait_gone(self, link: str) -> None:
         """See WaysOut.wait_gone. Nobody tells when the owner of a joined socket goes."""
