@@ -10,7 +10,7 @@ from cloison.engine.start import Facts
 from cloison.model.classes import Klass
 from cloison.model.inventory import Inventory
 from cloison.model.names import QubeName
-from cloison.model.network import netvm_of
+from cloison.model.network import handed_devices, netvm_of
 from cloison.model.properties import properties_of
 from cloison.model.qube import Qube
 
@@ -59,6 +59,7 @@ def facts_of(inventory: Inventory, name: QubeName) -> Facts:
         debug=inventory.flag(name, "debug"),
         disposable=qube.klass is Klass.DISPOSABLE,
         auto_cleanup="auto_cleanup" in properties_of(qube.klass) and inventory.flag(name, "auto_cleanup"),
+        pci=handed_devices(inventory, qube.name),
         prohibited=qube.features.get("prohibit-start", ""),
     )
 

@@ -34,6 +34,7 @@ from cloison.engine.events import (
     Subscription,
 )
 from cloison.engine.netvms import Netvms
+from cloison.engine.runs import StartMode
 from cloison.engine.start import Live
 from cloison.engine.system import System
 from cloison.errors import BackendFailed, BadRequest, CloisonError, NotNow
@@ -46,13 +47,14 @@ from cloison.model.network import (
     clients_of,
     downlink_mac,
     find_exit,
+    handed_devices,
     interface_of,
     netvm_of,
     uplink_of,
 )
 from cloison.model.power import PowerState
 from cloison.model.qube import Qube
-from cloison.wire.network import NETWORK, Uplink, uplink_fields
+from cloison.wire.network import NETWORK, HandedCard, Uplink, uplink_fields
 
 log = logging.getLogger(__name__)
 
@@ -276,6 +278,7 @@ class Network:
     async def _settle(self, live: Live, inventory: Inventory) -> None:
         name = live.facts.name
         netvm, exit = netvm_of(inventory, name), find_exit(inventory, name)
+        ports = await _ports_of_handed(live, inventory)
         wish = _wish(inventory, name)
         cable = self._cables.get(name)
         if cable is not None and (cable.wish != wish or (netvm and cable.netvm != netvm.name)):
@@ -294,7 +297,9 @@ class Network:
             if not cable.open:
                 await self._open(live, peer, cable, uplink_of(inventory, name))
         elif exit is not None and exit.kind is not WayOut.NONE:
-            if cable is None:
+            if cable is None and exit.kind is WayOut.PCI:
+                await self._lead_out_by_card(live, HandedCard(ports[exit.device]), wish)
+            elif cable is None:
                 await self._lead_out(live, inventory, wish)
             self.netvms.set_resolvers(name, self._ways_out.resolvers(exit))
         else:
@@ -357,6 +362,14 @@ class Network:
         except BaseException:
             await asyncio.shield(self._cut(live, cable))
             raise
+
+    async def _lead_out_by_card(self, live: Live, card: HandedCard, wish: object) -> None:
+        """The end of a chain has a card of the host since its start; whether the network beyond gives it an address
+        now, or when somebody plugs the cable in, is between the two."""
+        cable = Cable("", "", None, wish, open=True)
+        if live.link is not None:
+            await _tell(live, card)
+        self._cables[live.facts.name] = cable
 
     async def _watch_exit(self, live: Live, cable: Cable) -> None:
         """A way out that ends while it is used is opened again."""
@@ -451,7 +464,21 @@ def _found(inventory: Inventory, qube: Qube, link: str, plugged: Mapping[QubeNam
     return Cable(link, "", None, _wish(inventory, qube.name) if is_way_out else None, open=is_way_out)
 
 
-async def _tell(live: Live, uplink: Uplink | None) -> None:
+async def _ports_of_handed(live: Live, inventory: Inventory) -> Mapping[str, str]:
+    """The host's devices in a running qube, and where; NotNow if they are not those that it should have: they come with
+    a machine's start and go with its end."""
+    wanted = handed_devices(inventory, live.facts.name)
+    held = await live.machine.handed_devices() if live.run.mode is StartMode.BOOT else {}
+    if set(wanted) == held.keys():
+        return held
+    keeps = f"keeps {' and '.join(held)} until" if held else f"gets {' and '.join(wanted)} when"
+    raise NotNow(
+        f"{live.facts.name} {keeps} it is started again: devices of the host are not changed in a running qube",
+        hint=f"cloison restart {live.facts.name}",
+    )
+
+
+async def _tell(live: Live, uplink: Uplink | HandedCard | None) -> None:
     assert live.link is not None
     await live.link.control(NETWORK, uplink_fields(uplink), timeout_s=AGENT_TIMEOUT_S)
 

@@ -74,6 +74,8 @@ class Facts:
     debug: bool = False
     disposable: bool = False
     auto_cleanup: bool = False
+    pci: tuple[str, ...] = ()
+    """Addresses of the host's devices that are handed over."""
     prohibited: str = ""
     """Reason why starting is forbidden, or empty."""
 
@@ -120,6 +122,7 @@ def machine_spec(facts: Facts, kernels: Kernels) -> MachineSpec:
         has_agent=facts.has_agent,
         debug=facts.debug,
         share_memory=facts.share_memory,
+        pci=facts.pci,
     )
 
 
@@ -138,7 +141,8 @@ def _kernel(facts: Facts, kernels: Kernels) -> Kernel | None:
 
 def may_fork(facts: Facts) -> bool:
     """Whether this qube can come out of a fork point at all."""
-    return facts.start_mode != "boot" and not facts.kept_root and bool(facts.kernel) and facts.has_agent
+    is_ours = bool(facts.kernel) and facts.has_agent
+    return facts.start_mode != "boot" and not facts.kept_root and is_ours and not facts.pci
 
 
 def check_startable(facts: Facts) -> None:
@@ -149,7 +153,11 @@ def check_startable(facts: Facts) -> None:
             hint=f"`cloison features {facts.name} --unset prohibit-start` allows it",
         )
     if facts.start_mode == "fork" and not may_fork(facts):
-        raise BadRequest(f"cannot start {facts.name}: start_mode is fork, but a {facts.klass} like this can only boot")
+        this = f"a qube with the PCI device {facts.pci[0]}" if facts.pci else f"a {facts.klass} like this"
+        raise BadRequest(
+            f"cannot start {facts.name}: start_mode is fork, but {this} can only boot",
+            hint=f"cloison prefs {facts.name} start_mode auto",
+        )
 
 
 def check_memory(facts: Facts, mode: StartMode, available_mib: int) -> None:

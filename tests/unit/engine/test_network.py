@@ -44,6 +44,7 @@ class Machine:
         self.open: dict[str, bool] = {}
         self.ends: list[int] = []
         self.framings: list[Framing] = []
+        self.handed: dict[str, str] = {}
         self.refuse = ""
         self.gone: asyncio.Future[StopReason] = asyncio.get_running_loop().create_future()
         self.console_log = Path("/nowhere")
@@ -69,6 +70,9 @@ class Machine:
 
     async def nics(self) -> Mapping[str, str]:
         return dict(self.cards)
+
+    async def handed_devices(self) -> Mapping[str, str]:
+        return self.handed
 
     async def wait_stopped(self) -> StopReason:
         return await asyncio.shield(self.gone)
@@ -145,7 +149,7 @@ class Host:
         return OpenedExit(near, Uplink(mac, "10.139.2.2", "", "10.139.2.1", "", "", ("10.139.2.3",), 1500), link)
 
     def resolvers(self, exit: Exit) -> tuple[str, ...]:
-        return ("10.139.2.3",)
+        return () if exit.device else ("10.139.2.3",)
 
     async def wait_gone(self, link: str) -> None:
         await self.gone[link].wait()
@@ -163,11 +167,13 @@ class World:
     machines: dict[str, Machine] = field(default_factory=dict)
     agents: dict[str, Agent] = field(default_factory=dict)
 
-    def run(self, *names: str) -> None:
+    def run(self, *names: str, handed: Mapping[str, str] | None = None) -> None:
         for name in names:
             self.machines[name], self.agents[name] = Machine(), Agent()
+            self.machines[name].handed = dict(handed or {})
+            mode = StartMode.BOOT if handed else StartMode.FORK
             live = Live(
-                self.books.facts(QubeName(name)), Run(Phase.RUNNING, StartMode.FORK, (), 0.0, ""),
+                self.books.facts(QubeName(name)), Run(Phase.RUNNING, mode, (), 0.0, ""),
                 self.machines[name], self.agents[name], Path("/nowhere") / name,  # type: ignore[arg-type]
             )  # fmt: skip
             self.system.seat(live, PowerState.RUNNING)
@@ -182,6 +188,10 @@ class World:
         """Until nothing is under way but watching."""
         for _ in range(20):
             await asyncio.sleep(0.003)
+
+    def set_uplink(self, name: str, value: str) -> None:
+        changed = replace(self.inventory.qube(name), features={"uplink": value})
+        self.inventory = replace(self.inventory, qubes={**self.inventory.qubes, changed.name: changed}, _memo={})
 
     def change(self, name: str, **properties: object) -> None:
         changed = self.inventory.qube(name)
@@ -445,9 +455,7 @@ async def test_a_way_out_that_is_not_there_yet_is_tried_again(
 
 async def test_an_uplink_that_nobody_understands_is_trouble_and_no_more(bench: MakeBench, facts: Facts) -> None:
     async with a_world(bench, facts) as it:
-        net = it.inventory.qube("net")
-        broken = replace(net, features={"uplink": "carrier pigeon"})
-        it.inventory = replace(it.inventory, qubes={**it.inventory.qubes, net.name: broken}, _memo={})
+        it.set_uplink("net", "carrier pigeon")
         it.run("net")
         it.machines["net"].cards["uplink"] = "passt1"
         it.host.gone["passt1"] = asyncio.Event()
@@ -455,6 +463,59 @@ async def test_an_uplink_that_nobody_understands_is_trouble_and_no_more(bench: M
         await it.start("fw", "work")
         assert "carrier pigeon" in it.network.trouble(QubeName("net"))
         assert it.passes("work", "fw") and it.passes("fw", "net")
+
+
+CARD, PORT = "0000:02:00.0", "0000:00:10.3"
+
+
+async def test_a_card_of_the_host_is_in_the_machine_and_its_agent_is_told_where(bench: MakeBench, facts: Facts) -> None:
+    async with a_world(bench, facts) as it:
+        it.set_uplink("net", f"pci:{CARD}")
+        it.run("net", handed={CARD: PORT})
+        await it.network.started(QubeName("net"))
+        await it.start("fw", "work")
+        assert it.agents["net"].last("network") == {"uplink": {"port": PORT}}
+        assert it.agents["net"].last("downlinks")["resolvers"] == (), "its network tells it whom to ask"
+        assert not it.host.opened and "uplink" not in it.machines["net"].cards
+        assert it.network.trouble(QubeName("net")) == ""
+        assert it.passes("work", "fw") and it.passes("fw", "net")
+        later = Network(it.system, lambda: it.inventory, it.host, lambda _, name: "")
+        await later.recover()
+        await it.rest()
+        assert it.agents["net"].last("network") == {"uplink": {"port": PORT}}
+        assert not it.host.opened and later.trouble(QubeName("net")) == ""
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "why"),
+    [
+        ("", f"pci:{CARD}", f"net gets {CARD} when it is started again"),
+        (f"pci:{CARD}", "", f"net keeps {CARD} until it is started again"),
+        (f"pci:{CARD}", "none", f"net keeps {CARD} until it is started again"),
+        (f"pci:{CARD}", "pci:0000:03:00.0", f"net keeps {CARD} until it is started again"),
+    ],
+)
+async def test_cards_of_the_host_are_not_changed_in_a_running_qube(
+    bench: MakeBench, facts: Facts, before: str, after: str, why: str
+) -> None:
+    async with a_world(bench, facts) as it:
+        it.set_uplink("net", before)
+        it.run("net", handed={CARD: PORT} if before else None)
+        await it.network.started(QubeName("net"))
+        it.set_uplink("net", after)
+        with pytest.raises(NotNow, match=why) as caught:
+            await it.network.settle(QubeName("net"))
+        assert caught.value.hint == "cloison restart net"
+        assert it.network.trouble(QubeName("net")).startswith(why)
+
+
+async def test_a_card_of_the_host_beside_a_netvm_is_trouble_and_no_way_out(bench: MakeBench, facts: Facts) -> None:
+    async with a_world(bench, facts) as it:
+        await it.start("net")
+        it.run("fw", handed={CARD: PORT})
+        with pytest.raises(NotNow, match=f"fw keeps {CARD} until"):
+            await it.network.settle(QubeName("fw"))
+        assert "uplink" not in it.machines["fw"].cards
 
 
 async def test_a_later_daemon_finds_the_cables_that_are_whole_and_mends_the_others(

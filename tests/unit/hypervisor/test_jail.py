@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cloison.drivers.hypervisor.base import Accelerator
-from cloison.drivers.hypervisor.jail import JailedFile, plan_jail
+from cloison.drivers.hypervisor.jail import JailedFile, JailedPci, plan_jail
 from cloison.drivers.hypervisor.seccomp import GUEST_MEMORY_FD, build_door_filter, build_jail_filter
 
 X86_64, I386 = 0xC000003E, 0x40000003
@@ -55,6 +55,20 @@ def test_the_jail_sees_programs_and_named_files_only() -> None:
         ("--ro-bind-data", "7", "/key-root0"),
     ]
     assert "--proc" not in jail, "through /proc a read-only descriptor could be opened again for writing"
+
+
+def test_a_device_of_the_host_brings_its_group_and_nothing_of_sysfs() -> None:
+    devices = (JailedPci("/pci/0000:02:00.0", 7),)
+    jail = plan_jail(["true"], accelerator=Accelerator.KVM, devices=devices)
+    binds = [(jail[i], jail[i + 1], jail[i + 2]) for i, word in enumerate(jail) if "bind" in word]
+    assert binds == [
+        ("--ro-bind", "/usr", "/usr"),
+        *[("--dev-bind", device, device) for device in ("/dev/kvm", "/dev/vfio/vfio", "/dev/vfio/7")],
+    ]
+    at = jail.index("/pci/0000:02:00.0")
+    assert jail[at - 1 : at + 4] == [
+        "--dir", "/pci/0000:02:00.0", "--symlink", "/groups/7", "/pci/0000:02:00.0/iommu_group",
+    ]  # fmt: skip
 
 
 def test_kvm_is_the_only_device_and_only_where_it_is_used() -> None:

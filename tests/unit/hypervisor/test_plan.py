@@ -13,12 +13,22 @@ from pathlib import Path
 import pytest
 
 from cloison.drivers.hypervisor.base import Accelerator, Disk, MachineSpec
-from cloison.drivers.hypervisor.plan import Descriptors, Host, Start, cpu_model, plan_command, plan_kernel_options
+from cloison.drivers.hypervisor.plan import (
+    Descriptors,
+    Host,
+    Start,
+    cpu_model,
+    find_handed,
+    plan_command,
+    plan_kernel_options,
+)
 from cloison.drivers.storage.base import DiskLayer
 from cloison.errors import BadRequest
 
 GOLDEN = Path(__file__).parent / "golden"
 SPEC = MachineSpec(512, 2, Path("/images/vmlinuz"), Path("/images/initrd"), "quiet")
+CARD = "0000:02:00.0"
+WITH_CARD = replace(SPEC, pci=(CARD,))
 DISKS = (
     Disk(
         "root",
@@ -56,6 +66,47 @@ def test_the_command_line_is_the_golden_one(host: str, start: Start) -> None:
     if os.environ.get("UPDATE_GOLDEN"):
         golden.write_text(text)
     assert text == golden.read_text()
+
+
+def test_a_machine_with_a_card_of_the_host_is_the_golden_one() -> None:
+    golden = GOLDEN / "kvm-boot-with-pci.txt"
+    text = "\n".join(plan("kvm", Start.BOOT, WITH_CARD)) + "\n"
+    if os.environ.get("UPDATE_GOLDEN"):
+        golden.write_text(text)
+    assert text == golden.read_text()
+
+
+def test_a_card_of_the_host_adds_itself_and_takes_the_balloon_away() -> None:
+    with_card, without = plan("kvm", Start.BOOT, WITH_CARD), plan("kvm", Start.BOOT)
+    (added,) = set(with_card) - set(without)
+    assert added.startswith("vfio-pci,") and f"sysfsdev=/pci/{CARD}," in added
+    (gone,) = set(without) - set(with_card)
+    assert gone.startswith("virtio-balloon")
+
+
+def test_a_card_is_found_again_by_its_id() -> None:
+    (device,) = [word for word in plan("kvm", Start.BOOT, WITH_CARD) if word.startswith("vfio-pci")]
+    name = device.split("id=")[1].split(",")[0]
+    assert find_handed(name) == (CARD, "0000:00:10.3")
+    assert find_handed("nic-uplink") is None
+
+
+@pytest.mark.parametrize(
+    ("host", "start", "why"),
+    [
+        ("tcg", Start.BOOT, "that needs KVM"),
+        ("kvm", Start.FORK, "can only boot"),
+        ("kvm", Start.BOOT_TO_FREEZE, "can only boot"),
+    ],
+)
+def test_a_card_of_the_host_needs_kvm_and_a_boot(host: str, start: Start, why: str) -> None:
+    with pytest.raises(BadRequest, match=why):
+        plan(host, start, WITH_CARD)
+
+
+def test_there_are_no_more_cards_than_places() -> None:
+    with pytest.raises(BadRequest, match="room for 4"):
+        plan("kvm", Start.BOOT, replace(SPEC, pci=(CARD,) * 5))
 
 
 @pytest.mark.parametrize("host", HOSTS)

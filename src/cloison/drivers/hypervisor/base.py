@@ -53,6 +53,9 @@ class MachineSpec:
     share_memory: bool = True
     """A fork maps the frozen memory and shares its unwritten pages with the other forks; False: it gets a full copy
     of its own, which costs time and memory and denies others the timing of shared pages."""
+    pci: tuple[str, ...] = ()
+    """Addresses of the host's devices that are handed over. They write into memory by themselves, so such a machine is
+    booted: it can neither be frozen nor be a fork."""
 
 
 class Framing(Enum):
@@ -210,6 +213,11 @@ class Machine(Protocol):
 
     def watch_drives(self, on_gone: Callable[[str], None]) -> None:
         """``on_gone`` is told the name of each drive that the guest lets go of later than it was waited for."""
+        ...
+
+    async def handed_devices(self) -> Mapping[str, str]:
+        """The host's devices that this machine was started with: address on the host, and PCI address of the port that
+        the guest finds it behind."""
         ...
 
     async def memory_kib(self) -> int:

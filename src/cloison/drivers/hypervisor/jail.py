@@ -40,11 +40,27 @@ class JailedFile:
         return ["--bind" if self.writable else "--ro-bind", str(self.source), self.place]
 
 
+@dataclass(frozen=True)
+class JailedPci:
+    """One handed-over device that the process sees: a directory of ours in place of the host's, with the one link that
+    QEMU reads, and the device files of its group. Nothing of the host's /sys is shown."""
+
+    place: str
+    group: int
+
+    def plan(self) -> list[str]:
+        return [
+            *["--dir", self.place, "--symlink", f"/groups/{self.group}", f"{self.place}/iommu_group"],
+            *[word for name in ("vfio", str(self.group)) for word in ("--dev-bind", *(f"/dev/vfio/{name}",) * 2)],
+        ]
+
+
 def plan_jail(
     command: list[str],
     *,
     accelerator: Accelerator,
     files: tuple[JailedFile, ...] = (),
+    devices: tuple[JailedPci, ...] = (),
     info_fd: int | None = None,
     seccomp_fd: int | None = None,
     outlives_parent: bool = True,
@@ -63,6 +79,7 @@ def plan_jail(
         *["--symlink", "usr/lib", "/lib", "--symlink", "usr/lib64", "/lib64"],
         *device,
         *[argument for file in files for argument in file.plan()],
+        *[argument for given in devices for argument in given.plan()],
         *["--remount-ro", "/", "--chdir", "/"],
         *([] if outlives_parent else ["--die-with-parent"]),
         *(["--seccomp", str(seccomp_fd)] if seccomp_fd is not None else []),

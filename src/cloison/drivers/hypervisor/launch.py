@@ -19,12 +19,13 @@ from pathlib import Path
 
 from cloison.drivers.hypervisor.base import Accelerator, Disk, Drive, MachineSpec
 from cloison.drivers.hypervisor.drives import plan_arguments
-from cloison.drivers.hypervisor.jail import JailedFile, plan_jail
+from cloison.drivers.hypervisor.jail import JailedFile, JailedPci, plan_jail
 from cloison.drivers.hypervisor.memory_door import MemoryDoor, hold_place
 from cloison.drivers.hypervisor.plan import (
     INITRD_PLACE,
     KERNEL_PLACE,
     MEMORY_PLACE,
+    PCI_PLACE,
     Descriptors,
     Host,
     Start,
@@ -33,6 +34,7 @@ from cloison.drivers.hypervisor.plan import (
 )
 from cloison.drivers.hypervisor.process import find_start_time, kill_process
 from cloison.drivers.hypervisor.seccomp import build_jail_filter
+from cloison.drivers.pci.ready import find_free_group, raise_memory_lock
 from cloison.errors import BackendFailed, BadRequest
 
 QMP_SOCKET, AGENT_SOCKET, CONSOLE_PORT, CONSOLE_SOCKET, CONSOLE_LOG = (
@@ -83,7 +85,7 @@ def start_process(
 ) -> Started:
     """Open what the machine needs, start it in its jail, give nothing else; all our copies are closed again.
 
-    Raises BackendFailed naming the file that cannot be opened or what bubblewrap said.
+    Raises BackendFailed naming the file or device that cannot be opened or what bubblewrap said.
     """
     with ExitStack() as stack:
         fds = _open_descriptors(disks, directory, stack)
@@ -93,10 +95,12 @@ def start_process(
         if memory is not None and start is Start.FORK:
             memory_fd = _open(memory, os.O_RDONLY, stack)
             door = stack.enter_context(MemoryDoor(memory_fd, MEMORY_PLACE.encode()))
+        command = plan_command(spec, host, disks, fds, start, name=name)
         started = spawn_jailed(
-            [*plan_command(spec, host, disks, fds, start, name=name), *plan_arguments(drives)],
+            [*command, *plan_arguments(drives)],
             host.accelerator,
             files=_plan_files(spec, fds, start, memory),
+            devices=_take_devices(spec, name),
             inherited=[*_inherited(fds), *(drive.descriptor for drive in drives)],
             door=door,
         )
@@ -108,6 +112,7 @@ def spawn_jailed(
     accelerator: Accelerator,
     *,
     files: tuple[JailedFile, ...] = (),
+    devices: tuple[JailedPci, ...] = (),
     inherited: Sequence[int] = (),
     door: MemoryDoor | None = None,
     outlives_parent: bool = True,
@@ -121,6 +126,7 @@ def spawn_jailed(
             command,
             accelerator=accelerator,
             files=files,
+            devices=devices,
             info_fd=info_write.fileno(),
             seccomp_fd=seccomp,
             outlives_parent=outlives_parent,
@@ -208,6 +214,13 @@ def _plan_files(spec: MachineSpec, fds: Descriptors, start: Start, memory: Path 
     for slot, secrets in fds.secrets.items():
         files += [JailedFile(place_of_key(slot, depth), fd) for depth, fd in enumerate(secrets) if fd is not None]
     return tuple(files)
+
+
+def _take_devices(spec: MachineSpec, name: str) -> tuple[JailedPci, ...]:
+    """The host's devices of the machine, each free for us, and all its memory lockable."""
+    if spec.pci:
+        raise_memory_lock(spec.memory_mib, name)
+    return tuple(JailedPci(f"{PCI_PLACE}/{address}", find_free_group(address, name)) for address in spec.pci)
 
 
 def _open(path: Path, flags: int, stack: ExitStack) -> int:

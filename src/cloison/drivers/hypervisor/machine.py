@@ -188,6 +188,9 @@ class QemuMachine:
     def watch_drives(self, on_gone: Callable[[str], None]) -> None:
         self._drives.on_gone = on_gone
 
+    async def handed_devices(self) -> Mapping[str, str]:
+        return await self._nics.handed()
+
     async def memory_kib(self) -> int:
         return self._watch.memory_kib()
 

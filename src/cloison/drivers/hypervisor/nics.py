@@ -15,6 +15,7 @@ from typing import Any
 
 from cloison.drivers.hypervisor.base import Framing, Nic
 from cloison.drivers.hypervisor.places import find_free_place
+from cloison.drivers.hypervisor.plan import find_handed
 from cloison.errors import BackendFailed
 
 UNPLUG_TIMEOUT_S = 20.0
@@ -99,6 +100,11 @@ class Nics:
                     cable = await self._execute("qom-get", {"path": f"{PERIPHERAL}/{device}", "property": "netdev"})
                     found[device.removeprefix(DEVICE)] = str(cable).removeprefix(CABLE)
         return found
+
+    async def handed(self) -> dict[str, str]:
+        """See Machine.handed_devices."""
+        children = await self._execute("qom-list", {"path": PERIPHERAL})
+        return dict(found for child in children if (found := find_handed(str(child["name"]))))
 
     def note_gone(self, device: object) -> None:
         """QEMU says that a device is gone."""

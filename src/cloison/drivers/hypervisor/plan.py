@@ -28,6 +28,8 @@ BRIDGE_SLOTS = range(1, 32)
 """A netvm's cards for its clients go behind conventional PCI bridges: one bridge has 31 places and costs a guest less
 than a single root port (no interrupt, no driver at work), while 62 root ports would use up a processor's interrupt
 vectors. Every machine has them, so that any qube may provide network and netvms share fork points with other qubes."""
+HANDED = "handed"
+"""Ids of devices that are handed over begin so: with their port's number, then their address on the host."""
 LAYOUT_VERSION = 1
 """Raise it when the device model changes in a way that the command line does not show."""
 CODE_CACHE_MIB = 256
@@ -35,6 +37,8 @@ CODE_CACHE_MIB = 256
 MIN_MEMORY_MIB, MAX_MEMORY_MIB, MAX_VCPUS = 64, 1 << 20, 128
 KERNEL_PLACE, INITRD_PLACE, MEMORY_PLACE = "/kernel", "/initrd", "/memory"
 """Where files that QEMU takes by name only are in the jail."""
+PCI_PLACE = "/pci"
+"""Where a handed-over device has its directory in the jail: QEMU reads nothing of it but the number of its group."""
 SECCOMP = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
 
@@ -107,6 +111,13 @@ def plan_command(
 ) -> list[str]:
     """QEMU's argument vector. Raises BadRequest for a specification that no machine can have."""
     check_spec(spec)
+    if spec.pci and start is not Start.BOOT:
+        raise BadRequest("a machine with a device of the host can only boot: the device writes into its memory itself")
+    if spec.pci and host.accelerator is not Accelerator.KVM:
+        raise BadRequest(
+            f"{name} cannot have the PCI device {spec.pci[0]}: guests are emulated here, and that needs KVM",
+            hint="`cloison doctor` says why there is no KVM",
+        )
     return [
         "qemu-system-x86_64",
         *["-name", f"guest={_escaped(name)}"],
@@ -118,8 +129,10 @@ def plan_command(
         *_firmware_devices(fds),
         *_disks(disks, fds),
         *_virtio_devices(fds),
+        *(_balloon() if not spec.pci else []),
         *_hotplug_ports(),
         *_bridges(),
+        *_handed_devices(spec),
         *(["-incoming", "defer"] if start is Start.FORK else []),
     ]
 
@@ -129,6 +142,8 @@ def check_spec(spec: MachineSpec) -> None:
         raise BadRequest(f"memory of {spec.memory_mib} MiB is not between {MIN_MEMORY_MIB} and {MAX_MEMORY_MIB}")
     if not 1 <= spec.vcpus <= MAX_VCPUS:
         raise BadRequest(f"{spec.vcpus} virtual CPUs are not between 1 and {MAX_VCPUS}")
+    if len(spec.pci) > HOTPLUG_PORTS:
+        raise BadRequest(f"a machine has room for {HOTPLUG_PORTS} devices of the host, not for {len(spec.pci)}")
     if "\n" in spec.kernel_options or "\0" in spec.kernel_options:
         raise BadRequest("kernel options must be one line")
 
@@ -247,6 +262,12 @@ def _virtio_devices(fds: Descriptors) -> list[str]:
         *["-device", f"virtserialport,id=agent-port,bus=channel.0,nr=1,chardev=agent,name={AGENT_PORT}"],
         *["-object", "rng-builtin,id=rng"],
         *["-device", f"virtio-rng-pci-non-transitional,id=rng0,rng=rng,bus=pcie.0,addr={RNG_ADDRESS}"],
+    ]
+
+
+def _balloon() -> list[str]:
+    """Not where a device of the host writes into memory: all of it must stay where it is."""
+    return [
         "-device",
         "virtio-balloon-pci-non-transitional,id=balloon,free-page-reporting=on,page-poison=off,deflate-on-oom=on,"
         f"bus=pcie.0,addr={BALLOON_ADDRESS}",
@@ -267,6 +288,26 @@ def _bridges() -> list[str]:
     for index in range(BRIDGES):
         arguments += ["-device", f"pcie-pci-bridge,id=bridge{index},bus=pcie.0,addr={0x11 + index:02x}.0"]
     return arguments
+
+
+def _handed_devices(spec: MachineSpec) -> list[str]:
+    """In the last ports, so that the first ones stay for what is plugged in later. A device's own boot program is
+    kept from the guest: nobody boots from it."""
+    arguments: list[str] = []
+    for index, address in enumerate(spec.pci):
+        port = HOTPLUG_PORTS - 1 - index
+        name = f"{HANDED}{port}-{address.replace(':', '_')}"
+        place = f"sysfsdev={PCI_PLACE}/{address},bus=port{port},addr=00.0,rombar=0"
+        arguments += ["-device", f"vfio-pci,id={name},{place}"]
+    return arguments
+
+
+def find_handed(device_id: str) -> tuple[str, str] | None:
+    """Address on the host and the guest's port, from the id of a device that was handed over; None: it was not."""
+    head, _, address = device_id.partition("-")
+    if not head.startswith(HANDED):
+        return None
+    return address.replace("_", ":"), f"0000:00:10.{head.removeprefix(HANDED)}"
 
 
 def place_of_key(slot: str, depth: int) -> str:
