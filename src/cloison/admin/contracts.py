@@ -41,7 +41,7 @@ GONE = ("domain-pre-delete", "property-reset", "property-del", "device-unassign"
         "domain-delete")  # fmt: skip
 STARTED = ("domain-pre-start", "domain-verify-files", "domain-pre-spawn", "property-reset", "domain-spawn",
            "domain-qdb-create", "domain-pre-unpaused", "domain-unpaused", "domain-start", "net-domain-connect",
-           "domain-start-failed")  # fmt: skip
+           "domain-start-failed", "device-pre-attach", "device-attach")  # fmt: skip
 STOPPED = ("domain-stopped", "property-reset", "domain-shutdown")
 IMPORTED = ("domain-volume-import-begin", "domain-volume-import-end")
 LINES = "one per line"
@@ -208,7 +208,8 @@ _OURS: tuple[_Row, ...] = (
         ("cloison.standalone.Import", _CREATION, (*MADE, *SET, "domain-feature-pre-set", *FEATURE)),
         ("cloison.trial.Hold", _words(RUNS, "QubesMemoryError"), (*STARTED, *STOPPED, "cloison-template-committed")),
         ("cloison.trial.Settle", OFF, ()),
-        ("cloison.block.Expose", "", ("device-added", "device-list-change", "device-attach")),
+        ("cloison.block.Expose", "",
+         ("device-added", "device-list-change", "device-pre-attach", "device-attach")),
         ("cloison.block.Hide", "UnrecognizedDevice", ("device-removed", "device-list-change")),
         ("cloison.call.List", "", ()),
         ("cloison.call.Kill", "", ()),
