@@ -12,13 +12,14 @@ from collections.abc import Iterator
 
 import pytest
 from tests.live.conftest import wait_until
-from tests.live.pc.machine import Done, VirtualPC, build_system, build_template, open_scratch, run_pc
+from tests.live.pc.machine import CARD_GATEWAY, Done, VirtualPC, build_system, build_template, open_scratch, run_pc
 
 from cloison.layout import Layout
 
 TEMPLATE = "debian-13"
 DISPOSABLE_TEMPLATE = "default-dvm"
 FORK_POINT_LIMIT_S = 480
+BOOT_LIMIT_S = 300
 GUEST_LIMIT_S = 120
 """For anything with a guest in it: seconds on a quiet machine."""
 MARK = "echo $(hostname) runs on $(systemd-detect-virt) for $(id -un)"
@@ -118,3 +119,60 @@ def test_a_kill_ends_the_machine(pc: VirtualPC) -> None:
     pc.cloison("kill", "work", timing="kill")
     assert state_of(pc, "work") == "Halted"
     assert pc.run("pgrep", "-f", "^/usr/bin/qemu-system").out == ""
+
+
+@pytest.fixture(scope="module")
+def card(pc: VirtualPC) -> str:
+    """The PC's network card, which its root gave to the user's qubes, and the booted qube ``sys-net`` that has it."""
+    (found,) = pc.json("pci", "list")
+    address = str(found["address"])
+    make_network_qube(pc, "sys-net", address)
+    pc.cloison("start", "sys-net", timing="boot with a network card", timeout_s=BOOT_LIMIT_S)
+    return address
+
+
+def make_network_qube(pc: VirtualPC, name: str, address: str) -> None:
+    pc.cloison("create", "--label", "red", name)
+    for setting, value in (("netvm", ""), ("provides_network", "True"), ("memory", "256")):
+        pc.cloison("prefs", name, setting, value)
+    pc.cloison("features", name, "uplink", f"pci:{address}")
+
+
+def test_the_pc_has_no_network_card_any_more(pc: VirtualPC, card: str) -> None:
+    assert pc.run("cat", "/run/cards-before").out.split() == ["eth0", "lo"]
+    assert pc.run("ls", "/sys/class/net").out.split() == ["lo"]
+    (found,) = pc.json("pci", "list")
+    assert (found["driver"], found["interfaces"], found["obstacle"]) == ("vfio-pci", [], "")
+
+
+def test_a_ping_is_answered_through_the_card_that_was_handed_over(pc: VirtualPC, card: str) -> None:
+    wait_until(lambda: ping(pc, "sys-net"), GUEST_LIMIT_S, "an answered ping of sys-net")
+    said = run_in_guest(pc, "sys-net", "ip -o -4 address show eth0; ip route; cat /etc/resolv.conf").out
+    assert "inet 192.0.2.15/24" in said
+    assert f"default via {CARD_GATEWAY} dev eth0" in said
+    assert "nameserver 192.0.2.3\n" in said
+    assert "0000:00:10.3" in run_in_guest(pc, "sys-net", "readlink /sys/class/net/eth0/device").out
+
+
+def test_a_client_of_the_qube_with_the_card_reaches_what_is_beyond(pc: VirtualPC, card: str) -> None:
+    pc.cloison("prefs", "work", "netvm", "sys-net")
+    pc.cloison("start", "work", timeout_s=GUEST_LIMIT_S)
+    wait_until(lambda: ping(pc, "work"), GUEST_LIMIT_S, "an answered ping of work through sys-net")
+    said = run_as_root(pc, "sys-net", "nft list table inet cloison")
+    assert "192.0.2.3" in said, "the clients' questions go where the card's network said"
+
+
+def test_no_second_qube_gets_the_card(pc: VirtualPC, card: str) -> None:
+    make_network_qube(pc, "sys-other", card)
+    done = pc.cloison("start", "sys-other", expect=None, timeout_s=GUEST_LIMIT_S)
+    assert done.code not in (0, None)
+    assert f"PCI device {card}: another qube has it" in done.err, done.err
+    assert state_of(pc, "sys-other") == "Halted"
+
+
+def ping(pc: VirtualPC, qube: str) -> bool:
+    return "1 received" in run_as_root(pc, qube, f"ping -c 1 -W 5 {CARD_GATEWAY}; true")
+
+
+def run_as_root(pc: VirtualPC, qube: str, script: str) -> str:
+    return str(pc.cloison("run", "--user", "root", qube, "--", "sh", "-c", script, timeout_s=GUEST_LIMIT_S).out)

@@ -47,8 +47,12 @@ GRACE_S = 15
 """A command has its own time limit inside; after that and this, the PC itself is taken to hang."""
 CONSOLE_TAIL = 4000
 PORT = "org.cloison.pc"
-KERNEL_OPTIONS = "console=ttyS0 quiet panic=-1 mitigations=off nowatchdog no_timer_check maxcpus=1 init=/bin/sh"
+KERNEL_OPTIONS = (
+    "console=ttyS0 quiet panic=-1 mitigations=off nowatchdog no_timer_check maxcpus=1 intel_iommu=on init=/bin/sh"
+)
 """``start`` brings the second processor up."""
+CARD_NETWORK, CARD_GATEWAY = "192.0.2.0/24", "192.0.2.2"
+"""Behind the PC's network card: QEMU's user-mode network, which gives addresses and answers pings."""
 FIRST_PROCESS = "mkdir -p /pc && mount -t ext4 /dev/vdb /pc && exec /pc/start"
 
 
@@ -125,7 +129,8 @@ def plan_pc(system: Image, work: Path, fork_points: Path, port_fd: int, console:
     return [
         *["setpriv", "--pdeathsig=KILL"],
         *["qemu-system-x86_64", "-name", "guest=cloison-pc", "-nodefaults", "-no-user-config", "-display", "none"],
-        *["-machine", "q35", "-accel", "tcg,thread=multi,tb-size=512", "-cpu", "EPYC,+svm,+npt", "-smp", "2"],
+        *["-machine", "q35,kernel-irqchip=split", "-device", "intel-iommu,intremap=on"],
+        *["-accel", "tcg,thread=multi,tb-size=512", "-cpu", "EPYC,+svm,+npt", "-smp", "2"],
         *["-m", f"{MEMORY_MIB}M", "-no-reboot"],
         *["-kernel", str(system.kernel), "-initrd", str(system.initrd)],
         *["-append", f'{KERNEL_OPTIONS} -- -c "{FIRST_PROCESS}"'],
@@ -137,6 +142,9 @@ def plan_pc(system: Image, work: Path, fork_points: Path, port_fd: int, console:
         *["-chardev", f"file,id=console,path={console},append=on", "-device", "isa-serial,chardev=console"],
         *["-chardev", f"socket,id=port,fd={port_fd}", "-device", "virtio-serial-pci"],
         *["-device", f"virtserialport,chardev=port,name={PORT}", "-device", "virtio-rng-pci"],
+        *["-netdev", f"user,id=world,net={CARD_NETWORK}"],
+        *["-device", "pcie-root-port,id=card-port,chassis=1,slot=1"],
+        *["-device", "virtio-net-pci,netdev=world,bus=card-port,disable-legacy=on,iommu_platform=on,romfile="],
     ]
 
 
