@@ -66,7 +66,7 @@ def start_task(task: Task, stdin: int, stdout: int, stderr: int, *, terminal: st
     """
     if task.job is not None:
         return _fork_job(task, task.job, stdin, stdout, stderr)
-    with _behaving(task.manners), _acting_as(task.user):
+    with _behaving(task.manners, max(stdin, stdout, stderr) + 1), _acting_as(task.user):
         program = _find_program(task.argv[0], task.environment.get("PATH", os.defpath))
         actions: list[tuple[int, ...]] = [(os.POSIX_SPAWN_DUP2, fd, n) for n, fd in enumerate((stdin, stdout, stderr))]
         if terminal:  # a session's leader gets the first terminal that it opens
@@ -92,8 +92,11 @@ def _spawn(
 
 
 @contextmanager
-def _behaving(manners: Manners) -> Iterator[None]:
-    """Have the login's umask and (soft) limits for the moment of a vfork: the program inherits them."""
+def _behaving(manners: Manners, least_files: int) -> Iterator[None]:
+    """Have the login's umask and (soft) limits for the moment of a vfork: the program inherits them.
+
+    ``least_files``: descriptors below this must go on being valid meanwhile, or they could not be given away.
+    """
     if manners == PLAIN_MANNERS:
         yield
         return
@@ -101,6 +104,8 @@ def _behaving(manners: Manners) -> Iterator[None]:
     own_limits: list[tuple[int, Limit]] = []
     try:
         for number, (soft, _) in manners.limits:
+            if number == resource.RLIMIT_NOFILE and 0 <= soft < least_files:
+                soft = least_files
             own = resource.getrlimit(number)
             if number not in _LATER and soft != own[0]:
                 with suppress(OSError, ValueError):  # beyond what we may have: the program gets it afterwards

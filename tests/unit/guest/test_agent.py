@@ -246,6 +246,21 @@ def test_a_login_gives_its_limits_and_umask_to_every_call(
     assert os.umask(0o022) == 0o022, "the agent's own is as it was"
 
 
+def test_a_login_may_have_fewer_descriptors_than_the_agent_has_open(
+    host: Host, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(logins, "_HOLD", (*logins._HOLD[:2], f"ulimit -n 64; {logins._HOLD[2]}"))
+    held = [os.open(os.devnull, os.O_RDONLY) for _ in range(80)]
+    try:
+        deadline = time.monotonic() + DEADLINE_S
+        while (said := host.run(command="ulimit -n")[1]) != b"64\n":
+            assert time.monotonic() < deadline, said
+            time.sleep(0.05)
+    finally:
+        for fd in held:
+            os.close(fd)
+
+
 def test_a_socket_service_gets_the_descriptor_first(host: Host, tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "rpc" / "my.Socket"))

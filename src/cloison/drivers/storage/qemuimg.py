@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,6 +21,9 @@ from cloison.errors import BackendFailed, DiskFull
 CHECK_LEAKS_ONLY = 3
 """qemu-img's exit status for clusters that are merely lost, which does no harm."""
 TIMEOUT_S = 3600.0
+LOCKED = re.compile(r"Failed to get .{0,20}lock")
+LOCK_PATIENCE_S, LOCK_PAUSE_S = 30.0, 0.1
+"""A qemu-img that a killed daemon left behind ends what it was told to do, and holds its images until then."""
 
 
 async def check(chain: Chain) -> None:
@@ -29,7 +33,8 @@ async def check(chain: Chain) -> None:
             continue
         status, said = await _run("check", (layer,), "-q", _options((layer,)))
         if status not in (0, CHECK_LEAKS_ONLY):
-            raise BackendFailed(f"disk image {layer.path} is damaged: {_short(said)}")
+            wrong = "is in use by another process" if LOCKED.search(said) else "is damaged"
+            raise BackendFailed(f"disk image {layer.path} {wrong}: {_short(said)}")
 
 
 async def merge_down(chain: Chain) -> None:
@@ -96,7 +101,18 @@ def _hold_secrets(layers: Iterable[DiskLayer], stack: ExitStack) -> tuple[list[s
 
 
 async def _run(verb: str, chain: Chain, *arguments: str) -> tuple[int, str]:
-    """Exit status and what it said on standard error; killed with us, after TIMEOUT_S or on cancellation."""
+    """As ``_run_once``, after a wait for whoever has the images locked."""
+    clock = asyncio.get_running_loop().time
+    deadline = clock() + LOCK_PATIENCE_S
+    while True:
+        status, said = await _run_once(verb, chain, *arguments)
+        if status == 0 or not LOCKED.search(said) or clock() > deadline:
+            return status, said
+        await asyncio.sleep(LOCK_PAUSE_S)
+
+
+async def _run_once(verb: str, chain: Chain, *arguments: str) -> tuple[int, str]:
+    """Exit status and what it said on standard error; killed after TIMEOUT_S or on cancellation."""
     with ExitStack() as stack:
         objects, descriptors = _hold_secrets(chain, stack)
         try:
