@@ -151,7 +151,7 @@ def test_a_ping_is_answered_through_the_card_that_was_handed_over(pc: VirtualPC,
     assert "inet 192.0.2.15/24" in said
     assert f"default via {CARD_GATEWAY} dev eth0" in said
     assert "nameserver 192.0.2.3\n" in said
-    assert "0000:00:10.3" in run_in_guest(pc, "sys-net", "readlink /sys/class/net/eth0/device").out
+    assert "0000:00:10.3" in run_in_guest(pc, "sys-net", "readlink -f /sys/class/net/eth0/device").out
 
 
 def test_a_client_of_the_qube_with_the_card_reaches_what_is_beyond(pc: VirtualPC, card: str) -> None:
