@@ -47,9 +47,7 @@ GRACE_S = 15
 """A command has its own time limit inside; after that and this, the PC itself is taken to hang."""
 CONSOLE_TAIL = 4000
 PORT = "org.cloison.pc"
-KERNEL_OPTIONS = (
-    "console=ttyS0 quiet panic=-1 mitigations=off nowatchdog no_timer_check maxcpus=1 intel_iommu=on init=/bin/sh"
-)
+KERNEL_OPTIONS = "console=ttyS0 quiet panic=-1 mitigations=off nowatchdog no_timer_check maxcpus=1 init=/bin/sh"
 """``start`` brings the second processor up."""
 CARD_NETWORK, CARD_GATEWAY = "192.0.2.0/24", "192.0.2.2"
 """Behind the PC's network card: QEMU's user-mode network, which gives addresses and answers pings."""
@@ -119,7 +117,9 @@ def fork_points_key(system: Image, template: Image) -> str:
     return digest.hexdigest()[:32]
 
 
-def plan_pc(system: Image, work: Path, fork_points: Path, port_fd: int, console: Path, *, cached: bool) -> list[str]:
+def plan_pc(
+    system: Image, work: Path, fork_points: Path, port_fd: int, console: Path, *, cached: bool, card: bool
+) -> list[str]:
     """QEMU's command line. What is in the cache is never written: changes go to files that are gone afterwards."""
     disks = (
         (system.disk, "qcow2", "snapshot=on"),
@@ -129,11 +129,12 @@ def plan_pc(system: Image, work: Path, fork_points: Path, port_fd: int, console:
     return [
         *["setpriv", "--pdeathsig=KILL"],
         *["qemu-system-x86_64", "-name", "guest=cloison-pc", "-nodefaults", "-no-user-config", "-display", "none"],
-        *["-machine", "q35,kernel-irqchip=split", "-device", "intel-iommu,intremap=on"],
+        *["-machine", "q35" + (",kernel-irqchip=split" if card else "")],
+        *(["-device", "intel-iommu,intremap=on"] if card else []),
         *["-accel", "tcg,thread=multi,tb-size=512", "-cpu", "EPYC,+svm,+npt", "-smp", "2"],
         *["-m", f"{MEMORY_MIB}M", "-no-reboot"],
         *["-kernel", str(system.kernel), "-initrd", str(system.initrd)],
-        *["-append", f'{KERNEL_OPTIONS} -- -c "{FIRST_PROCESS}"'],
+        *["-append", f'{KERNEL_OPTIONS}{" intel_iommu=on" if card else ""} -- -c "{FIRST_PROCESS}"'],
         *[
             word
             for path, kind, option in disks
@@ -142,6 +143,12 @@ def plan_pc(system: Image, work: Path, fork_points: Path, port_fd: int, console:
         *["-chardev", f"file,id=console,path={console},append=on", "-device", "isa-serial,chardev=console"],
         *["-chardev", f"socket,id=port,fd={port_fd}", "-device", "virtio-serial-pci"],
         *["-device", f"virtserialport,chardev=port,name={PORT}", "-device", "virtio-rng-pci"],
+        *(_network_card() if card else []),
+    ]
+
+
+def _network_card() -> list[str]:
+    return [
         *["-netdev", f"user,id=world,net={CARD_NETWORK}"],
         *["-device", "pcie-root-port,id=card-port,chassis=1,slot=1"],
         *["-device", "virtio-net-pci,netdev=world,bus=card-port,disable-legacy=on,iommu_platform=on,romfile="],
@@ -226,8 +233,9 @@ def open_scratch(cache: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def run_pc(system: Image, template: Image, cache: Path, scratch: Path) -> Iterator[VirtualPC]:
-    """A booted PC, gone afterwards; some 2 GiB are written in ``scratch``."""
+def run_pc(system: Image, template: Image, cache: Path, scratch: Path, *, card: bool) -> Iterator[VirtualPC]:
+    """A booted PC (with ``card``: with an IOMMU and a network card), gone afterwards; some 2 GiB are written in
+    ``scratch``."""
     work, console = scratch / "work.raw", scratch / "console.log"
     kept = cache / "pc" / f"fork-points-{fork_points_key(system, template)}.raw"
     make_work_disk(work, template)
@@ -239,7 +247,7 @@ def run_pc(system: Image, template: Image, cache: Path, scratch: Path) -> Iterat
     with ours, console.open("ab") as log:
         with theirs:
             process = subprocess.Popen(
-                plan_pc(system, work, fork_points, theirs.fileno(), console, cached=cached),
+                plan_pc(system, work, fork_points, theirs.fileno(), console, cached=cached, card=card),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

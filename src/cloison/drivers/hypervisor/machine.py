@@ -317,6 +317,8 @@ class QemuMachine:
     async def _restore(self, device_state_fd: int) -> None:
         """Load the device state (memory is mapped already); QEMU then starts the guest by itself."""
         await self._ignore_shared_memory()
+        # QEMU would announce each card to its network, in frames of its own that no firewall sees.
+        await self._execute("migrate-set-parameters", {"announce-rounds": 0})
         await self._execute("migrate-incoming", {"uri": f"fd:{device_state_fd}"})
         await self._or_gone(self._resumed.wait())  # QEMU ends itself when it cannot load
 
