@@ -14,5 +14,7 @@ def test_root_runs_a_command_in_a_fresh_disposable(system: LiveSystem) -> None:
 
 
 def test_nothing_of_the_disposable_is_left(system: LiveSystem) -> None:
+    from tests.live.conftest import wait_until
+
     system.cloison("run", "--dispvm", "--", "true")
-    assert [qube["name"] for qube in system.json("list") if qube["class"] == "DispVM"] == []
+    wait_until(lambda: "DispVM" not in {qube["class"] for qube in system.json("list")}, 30, "the disposable to be gone")

@@ -133,13 +133,15 @@ def spawn_jailed(
         )
         copied = [file.source for file in files if isinstance(file.source, int)]
         places = () if door is None else (hold_place(),)
+        # bubblewrap inherits both ends: if we are killed meanwhile it must not die of a pipe that nobody reads, because
+        # its child would wait for it for ever.
         try:
             wrapper = subprocess.Popen(
                 jailed,
                 stdin=subprocess.DEVNULL,
                 stdout=errors_write,
                 stderr=errors_write,
-                pass_fds=(*inherited, *copied, *places, info_write.fileno(), seccomp),
+                pass_fds=(*inherited, *copied, *places, info_read.fileno(), info_write.fileno(), seccomp),
                 start_new_session=True,
                 cwd="/",
                 env={"PATH": "/usr/bin:/bin"},
