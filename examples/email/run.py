@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 import subprocess
 import sys
 import threading
@@ -24,6 +25,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cloison.client.spawn import is_locked
 from cloison.layout import Layout
 
 HERE = Path(__file__).parent
@@ -35,6 +37,7 @@ MARK = hashlib.sha256(b"cloison e-mail scenario").hexdigest().encode()
 """What harm.py leaves wherever it can write; not found in the mailbox itself."""
 KEPT_READY = "preload-dispvm-max"
 GONE_LIMIT_S = 60
+MAKING_LIMIT_S = 300.0
 COMMAND_LIMIT_S = 300
 RULE = "drop comment=documents-need-no-network"
 SECRET = "the combination of the museum's safe is 4812"
@@ -242,6 +245,7 @@ def _prove(scenario: Scenario, netvm: str) -> None:
     home_before = scenario.in_work(HOME_DIGEST)
     scenario.in_work("touch /run/scenario-start", user="root")
     wait_for_no_disposable(scenario)
+    wait_for_no_making(scenario)
     before = scenario.files()
     kept = kept_files(scenario, before)
     kept_digest = digest_of(kept)
@@ -282,7 +286,11 @@ def kept_files(scenario: Scenario, files: dict[Path, os.stat_result]) -> list[Pa
     """Disk images and frozen states that nothing may change now: all but those that a running qube may write."""
     places = (scenario.layout.pools, scenario.layout.images, scenario.layout.forkpoints)
     written = open_for_writing()
-    return sorted(path for path in files if path not in written and any(path.is_relative_to(place) for place in places))
+    return sorted(
+        path
+        for path, status in files.items()
+        if stat.S_ISREG(status.st_mode) and path not in written and any(path.is_relative_to(place) for place in places)
+    )
 
 
 def open_for_writing() -> set[Path]:
@@ -309,6 +317,13 @@ def wait_for_no_disposable(scenario: Scenario) -> bool:
             return False
         time.sleep(0.1)
     return True
+
+
+def wait_for_no_making(scenario: Scenario) -> None:
+    """A fork point that is being made in the background would be new files, and none of the disposable's."""
+    deadline = time.monotonic() + MAKING_LIMIT_S
+    while any(is_locked(lock) for lock in scenario.layout.forkpoints.glob(".*.lock")) and time.monotonic() < deadline:
+        time.sleep(0.5)
 
 
 def is_unnamed_disposable(qube: dict[str, Any]) -> bool:
