@@ -21,7 +21,7 @@ TEMPLATE = "debian-13"
 DISPOSABLE_TEMPLATE = "default-dvm"
 FORK_POINT_LIMIT_S = 480
 BOOT_LIMIT_S = 300
-GUEST_LIMIT_S = 300
+GUEST_LIMIT_S = 120
 """For anything with a guest in it: seconds on a quiet machine."""
 HAS_CARD = bool(os.environ.get("CLOISON_TEST_CARD"))
 needs_card = pytest.mark.skipif(
@@ -52,7 +52,7 @@ def pc(bare_pc: VirtualPC) -> VirtualPC:
     bare_pc.cloison("create", "--disposable-template", DISPOSABLE_TEMPLATE)
     bare_pc.cloison("system-prefs", "default_dispvm", DISPOSABLE_TEMPLATE)
     bare_pc.cloison("create", "--label", "blue", "work")
-    bare_pc.cloison("start", "work", timing="start of a qube", timeout_s=FORK_POINT_LIMIT_S)
+    bare_pc.cloison("start", "work", timing="start of a qube", timeout_s=GUEST_LIMIT_S)
     return bare_pc
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from cloison.drivers.hypervisor.base import Machine
 from cloison.engine.events import QubeStopped
 from cloison.engine.runs import Phase, Run
-from cloison.engine.start import Ground, Live, end_volumes
+from cloison.engine.start import Ground, Live, end_volumes, settle_volumes
 from cloison.engine.system import System
 from cloison.errors import CloisonError
 from cloison.model.names import QubeName
@@ -57,6 +57,11 @@ async def _end_unrecorded(system: System, runs: Mapping[QubeName, Run]) -> None:
 
 async def _recover_one(system: System, name: QubeName, run: Run) -> None:
     ground = system.ground
+    if run.phase is Phase.RUNNING and not run.on_trial:
+        try:
+            await settle_volumes(ground.pool, run.volumes)  # the old daemon may have died in the middle of that
+        except CloisonError as error:
+            log.error("a volume of %s is in trouble: %s", name, error)
     machine = await ground.hypervisor.adopt(run.machine) if run.machine else None
     if machine is not None and run.phase is Phase.RUNNING and not (run.call_owned or run.on_trial):
         try:

@@ -320,6 +320,12 @@ async def _open_volumes(
     return tuple(disks)
 
 
+async def settle_volumes(pool: Callable[[str], Pool], volumes: tuple[VolumeRef, ...]) -> None:
+    """What the run wrote is kept at its end (a run that was not on trial: as before)."""
+    for ref in volumes:
+        await pool(ref.pool).settle_run(ref.vid)
+
+
 async def end_volumes(pool: Callable[[str], Pool], volumes: tuple[VolumeRef, ...], *, clean: bool = False) -> None:
     """Close every volume of a run; the first error is raised after all were tried."""
     errors = []

@@ -34,7 +34,7 @@ from cloison.engine.events import (
     QubeUnpaused,
 )
 from cloison.engine.runs import Phase
-from cloison.engine.start import Facts, Ground, Live, check_startable, launch
+from cloison.engine.start import Facts, Ground, Live, check_startable, launch, settle_volumes
 from cloison.engine.stop import ask_to_stop, put_away
 from cloison.errors import (
     BackendFailed,
@@ -363,11 +363,11 @@ class System:
         self.own(self.dispose(name), f"release {name}")
 
     async def settle(self, live: Live) -> None:
-        """What a run on trial wrote shall be kept."""
-        for ref in live.run.volumes:
-            await self.ground.pool(ref.pool).settle_run(ref.vid)
+        """What a run on trial wrote shall be kept. The record of the run decides, whatever dies next: the volumes
+        follow it, now or in the next daemon."""
         live.run = replace(live.run, on_trial=False)
         self.ground.write_run(live.facts.name, live.run)
+        await settle_volumes(self.ground.pool, live.run.volumes)
 
     async def wait_ended(self, live: Live) -> None:
         """Until this run is over and put away."""

@@ -91,6 +91,25 @@ async def test_a_daemon_that_comes_back_ends_the_trial_of_the_last_one(bench: Ma
     assert template.it.pool.kept == [] and template.it.pool.dropped != [] and template.it.rests() == []
 
 
+@pytest.mark.parametrize("is_machine_alive", [True, False])
+async def test_a_daemon_that_dies_while_it_settles_has_settled(
+    bench: MakeBench, facts: Facts, is_machine_alive: bool
+) -> None:
+    template = Template(bench(), facts)
+    live = await launch(template.it.ground, template.facts, on_trial=True)
+    settled = replace(live.run, on_trial=False)  # written first; the volumes were not told
+    if is_machine_alive:
+        adopting(template.it, template.it.hypervisor.machines[-1])
+    template.it.connector.links.clear()
+    await recover(template.system, {facts.name: settled}, [])
+    assert (template.system.find_live(facts.name) is not None) is is_machine_alive
+    if is_machine_alive:
+        await template.system.shutdown(facts.name)
+        await template.until_halted()
+    assert template.it.pool.dropped == [] and any("root" in vid for vid in template.it.pool.kept)
+    await template.system.close()
+
+
 async def test_what_runs_or_keeps_no_root_cannot_be_tried(template: Template) -> None:
     await template.system.start(template.facts.name)
     with pytest.raises(QubeNotHalted):

@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -113,6 +117,29 @@ def test_the_jail_is_empty_but_for_programs_and_the_named_file(memory: Path) -> 
     seen = json.loads(run_behind_door(memory, PROGRAM))
     assert seen["root"] == ["lib", "lib64", "memory", "usr"]
     assert not seen["proc"] and seen["environment"] == ""
+
+
+DIES_EARLY = """
+import os, sys
+from cloison.drivers.hypervisor import launch
+from cloison.drivers.hypervisor.base import Accelerator
+launch._find_child_pid = lambda info: os._exit(9)  # killed before it hears of its child
+launch.spawn_jailed(["sleep", sys.argv[1]], Accelerator.EMULATION)
+"""
+
+
+def test_nothing_waits_for_ever_when_who_starts_a_jail_is_killed_meanwhile() -> None:
+    mark = f"0.{os.getpid():010d}"
+    for _ in range(5):
+        done = subprocess.run([sys.executable, "-c", DIES_EARLY, mark], timeout=30)
+        assert done.returncode == 9
+    deadline = time.monotonic() + 20
+    while left := subprocess.run(["pgrep", "-f", f"sleep {mark}"], capture_output=True, text=True).stdout.split():
+        if time.monotonic() > deadline:
+            for pid in left:
+                os.kill(int(pid), signal.SIGKILL)
+            pytest.fail(f"{len(left)} processes wait for ever")
+        time.sleep(0.1)
 
 
 def test_a_process_that_ends_before_it_asks_is_noticed(memory: Path) -> None:
