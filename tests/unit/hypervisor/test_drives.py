@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cloison.drivers.hypervisor import drives as module
+from cloison.drivers.hypervisor import unplug
 from cloison.drivers.hypervisor.base import Drive, DriveKind
 from cloison.drivers.hypervisor.drives import Drives, plan_arguments
 from cloison.errors import BackendFailed
@@ -148,7 +148,7 @@ async def test_a_second_drive_of_a_name_is_refused() -> None:
 
 
 async def test_a_guest_that_keeps_its_drive_has_it_until_it_lets_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "UNPLUG_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(unplug, "UNPLUG_TIMEOUT_S", 0.01)
     qemu = Qemu()
     await qemu.drives.add(DISK)
     qemu.guest_agrees = False

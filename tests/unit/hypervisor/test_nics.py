@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cloison.drivers.hypervisor import nics as module
+from cloison.drivers.hypervisor import unplug
 from cloison.drivers.hypervisor.base import Framing, Nic, Place
 from cloison.drivers.hypervisor.nics import Nics
 from cloison.drivers.hypervisor.plan import BRIDGE_SLOTS, BRIDGES
@@ -117,7 +117,7 @@ async def test_a_removed_card_is_cut_first_and_gone_afterwards() -> None:
 
 
 async def test_a_guest_that_keeps_its_card_has_a_cut_cable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "UNPLUG_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(unplug, "UNPLUG_TIMEOUT_S", 0.01)
     qemu = Qemu()
     qemu.guest_agrees = False
     await qemu.nics.add(UPLINK)

@@ -1,7 +1,7 @@
 """Drives that come and go: disks and discs that are attached to a machine, besides the fixed disks of its volumes.
 
 In: the contract's ``Drive``, a way to send commands. Out: arguments of a command line, or commands. May import: the
-contract, places, errors.
+contract, nics, places, unplug, errors.
 
 QEMU itself knows what is attached, so nothing is remembered here: a drive's label travels as the remark of its
 descriptor, and a later daemon asks and finds the same. The drive ``xvdi`` is the device ``drive-xvdi`` (for a disc,
@@ -17,12 +17,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from cloison.drivers.hypervisor.base import Drive, DriveKind, Place
-from cloison.drivers.hypervisor.nics import PERIPHERAL, Execute, SendDescriptor
+from cloison.drivers.hypervisor.nics import SendDescriptor
 from cloison.drivers.hypervisor.places import find_free_place
+from cloison.drivers.hypervisor.unplug import Execute, Unplugging
 from cloison.errors import BackendFailed
 
-UNPLUG_TIMEOUT_S = 20.0
-"""A guest lets go of a drive within a second; an emulated one that is busy takes a few."""
 DEVICE, CONTENT, DISC = "drive-", "content-", "disc-"
 FIRST_TO_BOOT = 0
 """A disc that is there from the start is booted before the root disk, which has 1."""
@@ -85,14 +84,14 @@ class Drives:
         self._execute = execute
         self._send_descriptor = send_descriptor
         self._turn = asyncio.Lock()
-        self._leaving: dict[str, asyncio.Event] = {}
+        self._unplugging = Unplugging(DEVICE, execute)
         self.on_gone: Callable[[str], None] = lambda _: None
         """Told the name of a drive that left without being asked to now."""
 
     async def add(self, drive: Drive) -> None:
         """See Machine.add_drive. Nothing half attached stays."""
         async with self._turn:
-            if drive.name in await self._devices():
+            if drive.name in await self._unplugging.plugged():
                 raise BackendFailed(f"{self._name} has a drive {drive.name} already")
             await self._sweep(drive.name)
             bus, address = find_free_place(
@@ -111,43 +110,27 @@ class Drives:
     async def remove(self, name: str) -> None:
         """See Machine.remove_drive."""
         async with self._turn:
-            gone = self._leaving[DEVICE + name] = asyncio.Event()
             try:
-                if name in await self._devices():
-                    # The guest may have refused before, or be about to agree to an earlier request.
-                    with contextlib.suppress(BackendFailed):
-                        await self._execute("device_del", {"id": DEVICE + name})
-                if name in await self._devices():
-                    async with asyncio.timeout(UNPLUG_TIMEOUT_S):
-                        await gone.wait()
+                await self._unplugging.remove(name)
             except TimeoutError:
                 raise BackendFailed(
                     f"the guest of {self._name} does not let go of {name}",
                     hint="unmount it there first; it goes at the latest when the qube stops",
                 ) from None
-            finally:
-                del self._leaving[DEVICE + name]
             await self._sweep(name)
 
     async def all(self) -> Mapping[str, str]:
         """See Machine.drives. Images that a dead daemon, or a guest that let go late, left behind are given up."""
         async with self._turn:
-            devices, found = await self._devices(), await self._sets()
+            devices, found = set(await self._unplugging.plugged()), await self._sets()
             for name in found.keys() - devices:
                 await self._sweep(name)
             return {name: label for name, (_, label) in found.items() if name in devices}
 
     def note_gone(self, device: object) -> None:
         """QEMU says that a device is gone."""
-        if leaving := self._leaving.get(str(device)):
-            leaving.set()
-        elif str(device).startswith(DEVICE):
-            self.on_gone(str(device).removeprefix(DEVICE))
-
-    async def _devices(self) -> set[str]:
-        children: Any = await self._execute("qom-list", {"path": PERIPHERAL})
-        names = {str(child["name"]) for child in children}
-        return {name.removeprefix(DEVICE) for name in names if name.startswith(DEVICE)}
+        if (name := self._unplugging.note_gone(str(device))) is not None:
+            self.on_gone(name)
 
     async def _sets(self) -> dict[str, tuple[int, str]]:
         """Drives by name: the number of the descriptor's set, and the label."""

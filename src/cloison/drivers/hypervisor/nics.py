@@ -1,6 +1,7 @@
 """Network cards of a running QEMU: plugged, opened, closed and unplugged by QMP.
 
-In: the contract's ``Nic``, a way to send commands. Out: commands. May import: the contract, plan, errors.
+In: the contract's ``Nic``, a way to send commands. Out: commands. May import: the contract, places, plan,
+unplug, errors.
 
 QEMU itself knows what is plugged, so nothing is remembered here: a later daemon asks and finds the same. A card named
 ``vif4`` is the device ``nic-vif4``; its cable is the backend ``net-LINK``, and a card remembers which cable it had.
@@ -10,20 +11,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Callable
 
 from cloison.drivers.hypervisor.base import Framing, Nic
 from cloison.drivers.hypervisor.places import find_free_place
 from cloison.drivers.hypervisor.plan import find_handed
+from cloison.drivers.hypervisor.unplug import PERIPHERAL, Execute, Unplugging
 from cloison.errors import BackendFailed
 
-UNPLUG_TIMEOUT_S = 20.0
-"""A guest unplugs a card in a fraction of a second; an emulated one that is busy takes a few."""
 DEVICE, CABLE = "nic-", "net-"
-PERIPHERAL = "/machine/peripheral"
 
-Execute = Callable[[str, dict[str, object]], Awaitable[Any]]
 SendDescriptor = Callable[[int], None]
 
 
@@ -35,7 +32,7 @@ class Nics:
         self._execute = execute
         self._send_descriptor = send_descriptor
         self._turn = asyncio.Lock()
-        self._leaving: dict[str, asyncio.Event] = {}
+        self._unplugging = Unplugging(DEVICE, execute)
 
     async def add(self, nic: Nic) -> None:
         """See Machine.add_nic. Nothing half plugged stays."""
@@ -67,21 +64,13 @@ class Nics:
                 return
             with contextlib.suppress(BackendFailed):  # cut already
                 await self._execute("netdev_del", {"id": CABLE + link})
-            gone = self._leaving[DEVICE + name] = asyncio.Event()
             try:
-                # The guest may have refused before, or be about to agree to an earlier request.
-                with contextlib.suppress(BackendFailed):
-                    await self._execute("device_del", {"id": DEVICE + name})
-                if name in await self.all():
-                    async with asyncio.timeout(UNPLUG_TIMEOUT_S):
-                        await gone.wait()
+                await self._unplugging.remove(name)
             except TimeoutError:
                 raise BackendFailed(
                     f"the guest of {self._name} does not let go of its network card {name}",
                     hint="its cable is cut; the card goes when the qube stops",
                 ) from None
-            finally:
-                del self._leaving[DEVICE + name]
 
     async def open(self, name: str, *, open: bool) -> None:
         """See Machine.open_nic."""
@@ -92,13 +81,12 @@ class Nics:
 
     async def all(self) -> dict[str, str]:
         """See Machine.nics."""
-        children = await self._execute("qom-list", {"path": PERIPHERAL})
         found = {}
-        for child in children:
-            if (device := str(child["name"])).startswith(DEVICE):
-                with contextlib.suppress(BackendFailed):  # it has just gone
-                    cable = await self._execute("qom-get", {"path": f"{PERIPHERAL}/{device}", "property": "netdev"})
-                    found[device.removeprefix(DEVICE)] = str(cable).removeprefix(CABLE)
+        for name in await self._unplugging.plugged():
+            with contextlib.suppress(BackendFailed):  # it has just gone
+                place = f"{PERIPHERAL}/{DEVICE}{name}"
+                cable = await self._execute("qom-get", {"path": place, "property": "netdev"})
+                found[name] = str(cable).removeprefix(CABLE)
         return found
 
     async def handed(self) -> dict[str, str]:
@@ -108,8 +96,7 @@ class Nics:
 
     def note_gone(self, device: object) -> None:
         """QEMU says that a device is gone."""
-        if leaving := self._leaving.get(str(device)):
-            leaving.set()
+        self._unplugging.note_gone(str(device))
 
 
 def _backend(nic: Nic, cable: str) -> dict[str, object]:
